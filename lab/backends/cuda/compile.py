@@ -1,0 +1,163 @@
+"""Compile CUDA C++ with NVRTC and launch it on torch's current stream.
+
+Compiling to a cubin needs neither a GPU nor a driver, so every kernel can be compiled for every architecture anywhere:
+inside `recording()` a launch compiles for the assumed GPU (`lab.backends.hardware.assume`) and is noted, not run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lab.backends.hardware import gpu_of
+
+# cuda.core is imported where it is used: naming a CUDA rung must not need the compiler.
+
+
+class CompileError(RuntimeError):
+    """NVRTC refused the source; the message is its log."""
+
+
+class Compiled(NamedTuple):
+    """A kernel that a launch inside `recording()` asked for."""
+
+    name: str  # the C++ name expression
+    arch: str
+    cubin: bytes
+    threads: int
+    dynamic_shared: int  # bytes
+
+
+_recorded: list[Compiled] | None = None
+
+
+@contextmanager
+def recording() -> Iterator[list[Compiled]]:
+    """Collect what launches would run, compiled, without running it."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Why CUDA C++ kernels cannot run on `device`, or None."""
+    if device.type != "cuda":
+        return "CUDA C++ runs on a GPU only" + ("" if torch.cuda.is_available() else ", and this machine has none")
+    try:
+        import cuda.core  # noqa: F401
+    except ImportError as error:
+        return f"cuda.core cannot be imported ({error}); pip install 'cuda-core[cu13]' nvidia-cuda-runtime nvidia-cuda-crt"
+    return None
+
+
+def needs_capability(major: int, minor: int, why: str):
+    """An `Implementation.unavailable` for rungs that need a GPU of at least that compute capability."""
+
+    def check(device: torch.device) -> str | None:
+        if reason := unavailable(device):
+            return reason
+        gpu = gpu_of(device)
+        if gpu.capability < (major, minor):
+            return f"needs {why} (compute capability {major}.{minor}); {gpu.name} has {'{}.{}'.format(*gpu.capability)}"
+        return None
+
+    return check
+
+
+def include_paths() -> list[str]:
+    """Folders with cuda_fp16.h and its kin: those of NVIDIA's wheels, else a CUDA toolkit's."""
+    import nvidia
+
+    roots = [Path(root) / "cu13" / "include" for root in nvidia.__path__] + [Path("/usr/local/cuda/include")]
+    found = next((root for root in roots if (root / "cuda_fp16.h").exists()), None)
+    if found is None:
+        raise CompileError("cuda_fp16.h was not found; pip install nvidia-cuda-runtime nvidia-cuda-crt")
+    return [str(found), str(found / "cccl")]
+
+
+def target(capability: tuple[int, int]) -> str:
+    """NVRTC's name of the architecture; on Hopper the one that has all of Hopper's instructions."""
+    return "sm_{}{}".format(*capability) + ("a" if capability == (9, 0) else "")
+
+
+@cache
+def compile_cubin(source: str, names: tuple[str, ...], arch: str):
+    """`source` (CUDA C++ text) as a `cuda.core.ObjectCode` for `arch` ("sm_90a") with the kernels that the C++ name
+    expressions `names` stand for. Raises CompileError with NVRTC's log."""
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(arch=arch, std="c++17", include_path=include_paths(), lineinfo=True)
+    try:
+        return Program(source, "c++", options).compile("cubin", name_expressions=names)
+    except Exception as error:  # cuda.core raises its own kinds; the log is in the message
+        raise CompileError(f"{names} for {arch}: {error}") from error
+
+
+@cache
+def source_of(path: Path) -> str:
+    return path.read_text()
+
+
+@cache
+def _kernel(source: str, name: str, device_index: int, shared: int):
+    from cuda.bindings import driver
+    from cuda.core import Device
+
+    Device(device_index).set_current()
+    gpu = gpu_of(torch.device("cuda", device_index))
+    kernel = compile_cubin(source, (name,), target(gpu.capability)).get_kernel(name)
+    if shared > 48 * 1024:  # more than every GPU grants unasked
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        (status,) = driver.cuKernelSetAttribute(attribute, shared, driver.CUkernel(int(kernel.handle)), device_index)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise RuntimeError(f"{name}: {shared} bytes of shared memory a block were refused: {status}")
+    return kernel
+
+
+@cache
+def _stream(handle: int):
+    from cuda.core import Stream
+
+    return Stream.from_handle(handle)
+
+
+def _argument(value):
+    """Tensors as pointers, int as `long long`, float as `double`."""
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr()
+    return ctypes.c_longlong(value) if isinstance(value, int) else ctypes.c_double(value)
+
+
+def launch(
+    source: str, name: str, grid: int | tuple[int, ...], block: int | tuple[int, ...], *args, shared: int = 0, cluster: int = 1
+) -> None:
+    """Compile `source` (once) and launch the kernel `name`, a C++ name expression such as "scale<float>".
+
+    grid: blocks (with cluster > 1 a multiple of it); block: threads; args: the first is a tensor, whose GPU and current
+    stream are used; tensors arrive as pointers, int as `long long`, float as `double`. shared: dynamic shared memory in
+    bytes. Raises CompileError if NVRTC refuses the source.
+    """
+    device = args[0].device
+    if _recorded is not None:
+        arch = target(gpu_of(device).capability)
+        threads = block if isinstance(block, int) else block[0]
+        _recorded.append(Compiled(name, arch, bytes(compile_cubin(source, (name,), arch).code), threads, shared))
+        return
+    from cuda.core import LaunchConfig, launch
+
+    if cluster > 1:
+        # cuda.core counts the grid in clusters.
+        config = LaunchConfig(grid=grid // cluster, cluster=cluster, block=block, shmem_size=shared)
+    else:
+        config = LaunchConfig(grid=grid, block=block, shmem_size=shared)
+    stream = _stream(torch.cuda.current_stream(device).cuda_stream)
+    launch(stream, config, _kernel(source, name, device.index, shared), *map(_argument, args))

@@ -1,0 +1,1 @@
+"""The baseline: PyTorch's own best way to run each operator."""

@@ -1,0 +1,116 @@
+"""The machine and the software that a record was measured with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import lab
+
+PACKAGES = ("torch", "triton", "cuda-core", "nvidia-cuda-nvrtc", "liger-kernel", "quack-kernels", "nvidia-cutlass-dsl")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """gpu: the name that torch reports. power_limit_w, sm_clock_mhz, memory_clock_mhz (the highest clocks) and driver
+    as nvidia-smi tells them, None without it. packages: installed versions. commit: of this repository, else
+    LAB_COMMIT. dirty: whether files differed from that commit; None if unknown. date: UTC, ISO 8601."""
+
+    gpu: str
+    power_limit_w: float | None
+    sm_clock_mhz: float | None
+    memory_clock_mhz: float | None
+    driver: str | None
+    cuda: str | None
+    python: str
+    platform: str
+    lab: str
+    packages: dict[str, str]
+    commit: str | None
+    dirty: bool | None
+    date: str
+
+    def text(self) -> str:
+        """One `key: value` a line."""
+        fields = asdict(self)
+        packages = fields.pop("packages")
+        return "".join(f"{key}: {value}\n" for key, value in {**fields, **packages}.items())
+
+
+def slug(gpu: str) -> str:
+    """"NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3": the name of that GPU's files."""
+    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+
+
+def environment() -> Environment:
+    """This process's environment; the current GPU's, which must be there."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    driver, power, sm_clock, memory_clock = _nvidia_smi(properties)
+    commit, dirty = _commit()
+    return Environment(
+        gpu=properties.name,
+        power_limit_w=_number(power),
+        sm_clock_mhz=_number(sm_clock),
+        memory_clock_mhz=_number(memory_clock),
+        driver=driver,
+        cuda=torch.version.cuda,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        lab=lab.__version__,
+        packages=_versions(),
+        commit=commit,
+        dirty=dirty,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _nvidia_smi(properties) -> list[str | None]:
+    fields = ["driver_version", "power.limit", "clocks.max.sm", "clocks.max.memory"]
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    if uuid := getattr(properties, "uuid", None):
+        command.append(f"--id=GPU-{uuid}")
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return [None] * len(fields)
+    values = [value.strip() for value in answer.strip().split("\n")[0].split(",")]
+    return [*values, *[None] * len(fields)][: len(fields)]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:  # "[N/A]"
+        return None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    root = Path(lab.__file__).parents[1]
+    if not (root / ".git").exists():
+        return os.environ.get("LAB_COMMIT"), None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip(), bool(git("status", "--porcelain").strip())
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("LAB_COMMIT"), None

@@ -1,0 +1,47 @@
+"""Other people's implementations, timed beside ours in the same run where they are installed.
+
+The peers of operator X are in `lab/benchmark/peers/X.py`, as PEERS: {name: Peer}. A new operator brings its own file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+
+class PeerAbsent(RuntimeError):
+    """The peer cannot be used here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """package: the distribution whose version is recorded. make(): imports it, and returns a differentiable function
+    with the operator's public signature (tensors and parameters, all positional); called anew for every workload."""
+
+    package: str
+    make: Callable[[], Callable]
+
+    def load(self) -> tuple[Callable, str]:
+        """(function, version). Raises PeerAbsent."""
+        try:
+            return self.make(), metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            raise PeerAbsent(f"{self.package} is not installed") from None
+        except Exception as error:  # a package that is there but broken is as good as absent, and says why
+            raise PeerAbsent(f"{self.package} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def peers(operator: str) -> dict[str, Peer]:
+    """The peers that are known for `operator`, by name; empty if there are none."""
+    name = f"{__name__}.{operator}"
+    return importlib.import_module(name).PEERS if importlib.util.find_spec(name) else {}
+
+
+def compiled(fn: Callable) -> Callable:
+    """`fn` under torch.compile as a training run would use it: default mode, one graph for these shapes alone."""
+    return torch.compile(fn, dynamic=False, fullgraph=True)

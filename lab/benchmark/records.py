@@ -1,0 +1,225 @@
+"""A record: everything that one experiment measured on one GPU, as it is written to JSON and read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+
+from lab.benchmark.ceilings import Ceilings
+from lab.benchmark.environment import Environment, slug
+from lab.benchmark.sources import source_hash
+from lab.benchmark.timing import Timing
+
+SCHEMA = 1
+PEER = "peer"  # a row's backend, where the row is another project's
+BASELINE = "torch eager"  # the peer that speedups are relative to
+
+
+class RecordError(ValueError):
+    """A record that is not what a record must be; the message names the file and the place."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate on one workload.
+
+    backend, rung: of the registry; for another project's, "peer" and its name, with its version.
+    direction: "forward", "backward" or "both". error: why there is no timing, else None.
+    timing: with a cold L2 cache. graph_us: microseconds a call inside a CUDA graph with a warm cache; launch_us: CPU
+    microseconds a call. Both are taken where the floor is short, and `notes` says why where they are not there.
+    peak_memory: bytes beyond the inputs. compile_s: seconds that the first call took.
+    flops, bytes: of the operator's contract; floor_us: the least time that they take at the record's ceilings.
+    gbps, tflops: achieved, at the median. fraction: floor over median.
+    """
+
+    operator: str
+    backend: str
+    rung: str
+    version: str | None
+    direction: str
+    shape: tuple[int, ...]
+    dtype: str
+    seed: int
+    flops: int
+    bytes: int
+    floor_us: float
+    error: str | None = None
+    timing: Timing | None = None
+    graph_us: float | None = None
+    launch_us: float | None = None
+    peak_memory: int | None = None
+    compile_s: float | None = None
+    gbps: float | None = None
+    tflops: float | None = None
+    fraction: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """"triton:naive" or "liger": how tables and figures name the candidate."""
+        return self.rung if self.backend == PEER else f"{self.backend}:{self.rung}"
+
+    @property
+    def workload(self) -> tuple[str, str, tuple[int, ...], str]:
+        """(operator, direction, shape, dtype): the rows that share it were timed in turns."""
+        return self.operator, self.direction, self.shape, self.dtype
+
+
+@dataclass(frozen=True)
+class Record:
+    """schema: version of this layout. method: how the candidates were called. hashes: {operator: source_hash}."""
+
+    schema: int
+    experiment: str
+    config: dict
+    method: str
+    environment: Environment
+    ceilings: Ceilings
+    hashes: dict[str, str]
+    rows: tuple[Row, ...]
+
+    def operators(self) -> list[str]:
+        """Names of the operators, in the order of the rows."""
+        return list(dict.fromkeys(row.operator for row in self.rows))
+
+    def directions(self, operator: str) -> list[str]:
+        return list(dict.fromkeys(row.direction for row in self.rows if row.operator == operator))
+
+    def select(
+        self, operator: str, direction: str | None = None, shape: Iterable[int] | None = None, label: str | None = None
+    ) -> list[Row]:
+        """The rows that match; an argument that is None matches all."""
+        shape = None if shape is None else tuple(shape)
+        return [
+            row
+            for row in self.rows
+            if row.operator == operator
+            and direction in (None, row.direction)
+            and shape in (None, row.shape)
+            and label in (None, row.label)
+        ]
+
+    def stale(self) -> list[str]:
+        """Operators whose sources are no longer those that were measured."""
+        return [op for op, recorded in self.hashes.items() if source_hash(op) != recorded]
+
+    def write(self, path: Path) -> None:
+        """To JSON; the file is complete or untouched."""
+        write_text(path, json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+
+
+def read(path: Path) -> Record:
+    """The record in a JSON file. Raises RecordError if the file is not a valid record of this schema, OSError if it
+    cannot be read."""
+    try:
+        raw = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        raise RecordError(f"{path}: schema is {schema!r}; expected {SCHEMA}")
+    try:
+        record = _decode(Record, raw, "record")
+        for index, row in enumerate(record.rows):
+            _check_row(row, f"record.rows[{index}]")
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from None
+    return record
+
+
+def experiments_folder() -> Path:
+    """book/experiments of this checkout. Raises FileNotFoundError where `lab` is installed without it."""
+    folder = Path(__file__).parents[2] / "book" / "experiments"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not there; experiments need a checkout of the repository")
+    return folder
+
+
+def published(experiment: str, gpu: str | None = None) -> Record:
+    """The published record of an experiment for the GPU of that name; without a name, the first by file name.
+    Raises FileNotFoundError if there is none, RecordError if it is not valid."""
+    folder = experiments_folder() / experiment / "results"
+    paths = sorted(folder.glob("*.json")) if gpu is None else [folder / f"{slug(gpu)}.json"]
+    if not paths or not paths[0].exists():
+        raise FileNotFoundError(f"no record of experiment {experiment!r}{f' on {gpu}' if gpu else ''} in {folder}")
+    return read(paths[0])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write through a temporary file in the same folder, so that a reader finds the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _rounded(value):
+    """Floats to six significant digits: more would be noise, and a number that is not finite has no place in JSON."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise RecordError(f"a record cannot hold {value}")
+        return float(f"{value:.6g}")
+    return value
+
+
+def _decode(kind, value, where: str):
+    """`value`, out of JSON, as the annotated type `kind`. Raises RecordError naming the place."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return _decode(inner, value, where)
+    if is_dataclass(kind):
+        _require(isinstance(value, dict), where, value, "an object")
+        known = {field.name for field in fields(kind)}
+        _require(set(value) == known, where, sorted(set(value) ^ known), "every field of the schema and no other")
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    if origin is tuple:
+        _require(isinstance(value, list), where, value, "a list")
+        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is dict:
+        _require(isinstance(value, dict), where, value, "an object")
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float:
+        _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, value, "a number")
+        _require(math.isfinite(value), where, value, "a finite number")
+        return float(value)
+    _require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, value, kind.__name__)
+    return value
+
+
+def _check_row(row: Row, where: str) -> None:
+    _require(row.direction in ("forward", "backward", "both"), f"{where}.direction", row.direction, "a known direction")
+    _require((row.timing is None) == (row.error is not None), where, row.error, "either a timing or an error")
+    if row.timing is None:
+        return
+    t = row.timing
+    ordered = 0 < t.p20_us <= t.median_us <= t.p80_us and t.ci_low_us <= t.median_us <= t.ci_high_us
+    _require(ordered, f"{where}.timing", t, "0 < p20 <= median <= p80, and the median inside its interval")
+    fraction = row.floor_us / t.median_us
+    consistent = row.fraction is not None and math.isclose(row.fraction, fraction, rel_tol=1e-4)
+    _require(consistent, f"{where}.fraction", row.fraction, f"floor over median, {fraction:.6g}")
+
+
+def _require(true: bool, where: str, value, expected: str) -> None:
+    if not true:
+        raise RecordError(f"{where} is {value!r}; expected {expected}")

@@ -1,0 +1,132 @@
+"""The one place where an implementation's two pure passes become a differentiable function.
+
+Eager mode goes through a `torch.autograd.Function`, the cheapest call that PyTorch offers. Under torch.compile the
+passes are custom operators (`torch.library`), which the compiler keeps whole; their fakes tell it the shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lab.backends.registry import BackendUnavailable, Implementation, record_call
+
+if TYPE_CHECKING:
+    from lab.ops.operator import Operator
+
+
+class Passes:
+    """Both passes of one implementation on canonical tensors, recorded in traces and run on the tensors' own GPU."""
+
+    def __init__(self, operator: Operator, implementation: Implementation) -> None:
+        self.operator, self.implementation = operator, implementation
+        self.eager = _autograd_function(operator, self.forward, self.backward)
+        self.compiled = _custom_operator(operator, implementation, self.forward, self.backward)
+
+    def forward(self, *args) -> tuple[Tensor, ...]:
+        record_call(self.implementation, "forward")
+        with torch.cuda.device_of(args[0]):
+            return self.implementation.forward(*args)
+
+    def backward(self, *args) -> tuple[Tensor, ...]:
+        record_call(self.implementation, "backward")
+        with torch.cuda.device_of(args[0]):
+            return self.implementation.backward(*args)
+
+
+def _autograd_function(operator: Operator, forward: Callable, backward: Callable) -> Callable:
+    n_tensors, n_outputs = len(operator.tensors), len(operator.outputs)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *args):
+            results = forward(*args)
+            ctx.save_for_backward(*operator.saved(args[:n_tensors], results))
+            ctx.parameters = args[n_tensors:]
+            return results[:n_outputs]
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, *grads):
+            results = backward(*operator.canonical_grads(*grads), *ctx.saved_tensors, *ctx.parameters)
+            return *operator.gradients(*results), *(None for _ in ctx.parameters)
+
+    Function.__name__ = Function.__qualname__ = operator.name
+    return Function.apply
+
+
+def _custom_operator(
+    operator: Operator, implementation: Implementation, forward: Callable, backward: Callable
+) -> Callable:
+    base = f"lab::{operator.name}_{implementation.backend}_{implementation.rung}"
+    n_tensors, n_outputs = len(operator.tensors), len(operator.outputs)
+    parameters = [f"float {name}" for name in operator.parameters]
+
+    def schema(tensors: list[str], n_results: int) -> str:
+        results = ", ".join(["Tensor"] * n_results)
+        return f"({', '.join([f'Tensor {name}' for name in tensors] + parameters)}) -> ({results})"
+
+    names = list(operator.tensors)
+    examples = tuple(torch.empty(1, 1, device="meta") for _ in names)
+    results = operator.like_forward(*examples)
+    n_saved, n_grads = len(operator.saved(examples, results)), len(operator.like_backward(*operator.saved(examples, results)))
+    grad_names = [f"grad{i}" for i in range(n_outputs)]
+    saved_names = [f"saved{i}" for i in range(n_saved)]
+
+    forward_op = torch.library.custom_op(
+        base, forward, mutates_args=(), schema=schema(names, len(results))
+    )
+    backward_op = torch.library.custom_op(
+        f"{base}_backward", backward, mutates_args=(), schema=schema(grad_names + saved_names, n_grads)
+    )
+    forward_op.register_fake(lambda *args: operator.like_forward(*args[:n_tensors]))
+    backward_op.register_fake(lambda *args: operator.like_backward(*args[n_outputs : n_outputs + n_saved]))
+
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*operator.saved(inputs[:n_tensors], output))
+        ctx.parameters = inputs[n_tensors:]
+
+    def run_backward(ctx, *grads):
+        grads = operator.canonical_grads(*grads[:n_outputs])
+        results = backward_op(*grads, *ctx.saved_tensors, *ctx.parameters)
+        return *operator.gradients(*results), *(None for _ in ctx.parameters)
+
+    forward_op.register_autograd(run_backward, setup_context=setup_context)
+    return lambda *args: forward_op(*args)[:n_outputs]
+
+
+def differentiable(operator: Operator, chosen: dict[str, Implementation | BackendUnavailable]) -> Callable:
+    """The operator's public function over the implementation chosen for each device type."""
+    passes = {
+        device: choice if isinstance(choice, BackendUnavailable) else Passes(operator, choice)
+        for device, choice in chosen.items()
+    }
+    n_tensors = len(operator.tensors)
+
+    def function(*args, **kwargs):
+        if kwargs or len(args) < n_tensors + len(operator.parameters):
+            args = operator.complete(*args, **kwargs)
+        operator.check(*args)
+        tensors = args[:n_tensors]
+        if tensors[0].numel() == 0:  # nothing to launch
+            return operator.reference(*args)
+        here = passes.get(tensors[0].device.type)
+        if not isinstance(here, Passes):
+            raise here or BackendUnavailable(f"{operator.name}: nothing runs on {tensors[0].device}")
+        canonical = operator.canonical(*tensors)
+        if reason := here.implementation.refuses(*canonical):
+            raise BackendUnavailable(f"{operator.name} on {here.implementation}: {reason}")
+        run = here.compiled if torch.compiler.is_compiling() else here.eager
+        outputs = operator.restore(run(*canonical, *args[n_tensors:]), *tensors)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    function.__name__ = function.__qualname__ = operator.name
+    function.__doc__ = operator.reference.__doc__
+    function.__signature__ = operator.signature  # type: ignore[attr-defined]
+    function.implementations = {  # type: ignore[attr-defined]
+        device: p.implementation for device, p in passes.items() if isinstance(p, Passes)
+    }
+    return function

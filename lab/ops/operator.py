@@ -1,0 +1,174 @@
+"""What every operator states about itself, whoever implements it."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lab.backends.registry import BackendUnavailable, Implementation
+from lab.ops.autograd import differentiable
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one pass: each dict maps a term, in words, to a count, so that a reader can check the sum."""
+
+    flop_terms: dict[str, int]
+    byte_terms: dict[str, int]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations; a division, square root or exponential counts as one."""
+        return sum(self.flop_terms.values())
+
+    @property
+    def bytes(self) -> int:
+        """The fewest bytes that must cross device memory: every input read once, every output written once."""
+        return sum(self.byte_terms.values())
+
+    @property
+    def intensity(self) -> float:
+        """FLOPs per byte."""
+        return self.flops / self.bytes
+
+    def __add__(self, other: Cost) -> Cost:
+        def joined(mine: dict[str, int], theirs: dict[str, int]) -> dict[str, int]:
+            return {f"forward: {k}": v for k, v in mine.items()} | {f"backward: {k}": v for k, v in theirs.items()}
+
+        return Cost(
+            joined(self.flop_terms, other.flop_terms),
+            joined(self.byte_terms, other.byte_terms),
+        )
+
+
+class Operator(ABC):
+    """An operator's contract: signature, checks, reference mathematics, inputs to try it on, cost and error bound.
+
+    name: as registered.
+    tensors: names of the tensor arguments, in order.
+    outputs: names of the outputs.
+    residuals: names of what `forward` returns after the outputs, for the backward pass.
+    dims: names of the dimensions of a *shape* of this operator, such as ("rows", "columns").
+    shapes: named shapes; those of Llama-3-8B first.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    outputs: tuple[str, ...]
+    residuals: tuple[str, ...] = ()
+    dims: tuple[str, ...]
+    shapes: dict[str, tuple[int, ...]]
+
+    @cached_property
+    def signature(self) -> inspect.Signature:
+        return inspect.signature(self.reference)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the arguments after the tensors: floats that a kernel takes as compile-time constants."""
+        return tuple(self.signature.parameters)[len(self.tensors) :]
+
+    def complete(self, *args, **kwargs) -> tuple:
+        """All arguments in order, defaults filled in."""
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.args
+
+    def bind(self, chosen: dict[str, Implementation | BackendUnavailable]) -> Callable:
+        """The public function over the implementation chosen for each device type."""
+        return differentiable(self, chosen)
+
+    # What a caller sees -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def check(self, *args) -> None:
+        """Raise TypeError or ValueError, naming the argument and what was expected, for inputs that are wrong."""
+
+    @abstractmethod
+    def reference(self, *args):
+        """The operator in plain torch, in the inputs' own dtype; differentiable. The outputs as the public function
+        returns them."""
+
+    # What an implementation sees --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def canonical(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors in the form in which kernels take them (for a row-wise operator: two dimensions, unit stride in
+        the last). A copy is made only where a view cannot do it."""
+
+    @abstractmethod
+    def restore(self, outputs: tuple[Tensor, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Canonical outputs back in the shape that the caller's `tensors` ask for."""
+
+    @abstractmethod
+    def like_forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Empty tensors of the shapes and dtypes that `forward` returns, residuals included, for canonical inputs."""
+
+    @abstractmethod
+    def saved(self, tensors: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """What `backward` takes after the outputs' gradients, out of canonical inputs and what `forward` returned."""
+
+    @abstractmethod
+    def like_backward(self, *saved: Tensor) -> tuple[Tensor, ...]:
+        """Empty tensors of the shapes and dtypes that `backward` returns."""
+
+    def canonical_grads(self, *grads: Tensor) -> tuple[Tensor, ...]:
+        """The outputs' gradients as `backward` takes them."""
+        return tuple(grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads)
+
+    def gradients(self, *results: Tensor) -> tuple[Tensor, ...]:
+        """What `backward` returned, as one gradient for each tensor argument."""
+        return results
+
+    # What tests and benchmarks need -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def make_inputs(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
+    ) -> tuple[Tensor, ...]:
+        """Random tensor arguments of that shape."""
+
+    @abstractmethod
+    def cost(self, shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Cost:
+        """Work of the pass `direction`: "forward", "backward" or "both"."""
+
+    @abstractmethod
+    def term_sums(self, args: tuple, grads: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """For float64 arguments and output gradients: for every element of every output, and of every input's
+        gradient, the sum of the absolute values of the terms that make it up. The error bound is
+        2 x PyTorch's own error + 4 units of roundoff x this sum."""
+
+
+def require_floating(op: str, **tensors: Tensor) -> None:
+    """The first tensor has a floating dtype; the others share its dtype and device."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} is a {type(tensor).__name__}; expected a torch.Tensor")
+    if first.dtype not in FLOATING:
+        names = ", ".join(str(dtype) for dtype in FLOATING)
+        raise TypeError(f"{op}: {first_name} has dtype {first.dtype}; expected one of {names}")
+    for name, tensor in tensors.items():
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; expected {first_name}'s dtype {first.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}; expected {first_name}'s device {first.device}")
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x (..., n) as (rows, n) with unit stride in the last dimension: a view where there is one."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays float64; everything else is accumulated in float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
