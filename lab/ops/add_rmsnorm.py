@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from lab.backends.registry import get_op
-from lab.ops.operator import Cost, Operator, accumulation_dtype, require_floating, rows_of
+from lab.backends.rows import accumulation_dtype
+from lab.ops.operator import Cost, Operator, require_floating, rows_of
 from lab.ops.rmsnorm import check_norm, norm_backward_term_sums
 from lab.ops.rmsnorm import OPERATOR as RMSNORM
 

@@ -167,8 +167,3 @@ def rows_of(x: Tensor) -> Tensor:
     """x (..., n) as (rows, n) with unit stride in the last dimension: a view where there is one."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays float64; everything else is accumulated in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from lab.backends.registry import get_op
-from lab.ops.operator import Cost, Operator, accumulation_dtype, require_floating, rows_of
+from lab.backends.rows import accumulation_dtype
+from lab.ops.operator import Cost, Operator, require_floating, rows_of
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, backend: str | None = None) -> Tensor:

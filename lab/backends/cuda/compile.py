@@ -115,7 +115,7 @@ def _kernel(source: str, name: str, device_index: int, shared: int):
     Device(device_index).set_current()
     gpu = gpu_of(torch.device("cuda", device_index))
     kernel = compile_cubin(source, (name,), target(gpu.capability)).get_kernel(name)
-    if shared > 48 * 1024:  # more than every GPU grants unasked
+    if shared > 32 * 1024:  # dynamic and static together, every GPU grants 48 KiB unasked
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         (status,) = driver.cuKernelSetAttribute(attribute, shared, driver.CUkernel(int(kernel.handle)), device_index)
         if status != driver.CUresult.CUDA_SUCCESS:
@@ -137,9 +137,20 @@ def _argument(value):
     return ctypes.c_longlong(value) if isinstance(value, int) else ctypes.c_double(value)
 
 
-def launch(
-    source: str, name: str, grid: int | tuple[int, ...], block: int | tuple[int, ...], *args, shared: int = 0, cluster: int = 1
-) -> None:
+@cache
+def resident_clusters(source: str, name: str, cluster: int, block: int, shared: int, device: torch.device) -> int:
+    """How many clusters of `cluster` blocks the GPU holds at once. A persistent kernel launched with more would run its
+    last clusters alone at the end. (Clusters do not cross the GPU's partitions, so it is less than blocks / cluster.)"""
+    if _recorded is not None or cluster == 1:
+        return gpu_of(device).multiprocessors // cluster
+    from cuda.core import LaunchConfig
+
+    config = LaunchConfig(grid=1, cluster=cluster, block=block, shmem_size=shared)
+    stream = _stream(torch.cuda.current_stream(device).cuda_stream)
+    return _kernel(source, name, device.index, shared).occupancy.max_active_clusters(config, stream=stream)
+
+
+def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0, cluster: int = 1) -> None:
     """Compile `source` (once) and launch the kernel `name`, a C++ name expression such as "scale<float>".
 
     grid: blocks (with cluster > 1 a multiple of it); block: threads; args: the first is a tensor, whose GPU and current
@@ -149,8 +160,7 @@ def launch(
     device = args[0].device
     if _recorded is not None:
         arch = target(gpu_of(device).capability)
-        threads = block if isinstance(block, int) else block[0]
-        _recorded.append(Compiled(name, arch, bytes(compile_cubin(source, (name,), arch).code), threads, shared))
+        _recorded.append(Compiled(name, arch, bytes(compile_cubin(source, (name,), arch).code), block, shared))
         return
     from cuda.core import LaunchConfig, launch
 

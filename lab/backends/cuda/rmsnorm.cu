@@ -24,10 +24,10 @@ template <> __device__ inline __half narrow<__half>(float v) { return __float2ha
 template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
 template <typename T> __device__ inline T narrow(double v) { return (T)v; }
 
-// VEC elements that are loaded and stored with one instruction (16 bytes for the vectorized kernels).
+// VEC elements that are loaded and stored with one instruction: 16 bytes, or a single element where rows are unaligned.
 template <typename T, int VEC> struct alignas(sizeof(T) * VEC) Vector { T at[VEC]; };
 
-// Streaming stores: what is written here is not read again by this kernel, so it should be the first to leave the cache.
+// What is written is not read again by the same kernel, so it should be the first to leave the cache.
 template <typename T, int VEC> __device__ inline void store_streaming(T* address, const Vector<T, VEC>& v) {
   if constexpr (sizeof(v) == 16) {
     __stcs((int4*)address, *(const int4*)&v);
@@ -115,16 +115,23 @@ __global__ void rmsnorm_dw_naive(const T* dy, int64 dy_stride, const T* x, int64
   dw[c] = narrow<T>(total);
 }
 
-// vectorized: 16-byte loads, the row held in registers, warp shuffles; backward, dw summed in registers over many rows --
+// vectorized and one_pass, forward: 16-byte loads, warp shuffles. Where a row is kept between its two uses decides: ------
 
-// HELD vectors of a row stay in a thread's registers. HELD = 0: the row is too long for that, and is read again.
-template <typename T, int VEC, int THREADS, int HELD, bool ADD>
-__global__ __launch_bounds__(THREADS) void rmsnorm_forward_vectorized(
-    const T* x, int64 x_stride, const T* residual, int64 residual_stride, const T* weight, T* y, T* s,
-    typename Accumulator<T>::type* rstd, int64 columns, double eps) {
+enum Keep {
+  NOWHERE,    // vectorized: it is read again, from L2 if it is still there
+  REGISTERS,  // one_pass: HELD vectors a thread
+  SHARED      // one_pass, for rows that registers cannot hold: each thread its own part of dynamic shared memory
+};
+
+template <typename T, int VEC, int THREADS, Keep KEEP, int HELD, bool ADD>
+__global__ __launch_bounds__(THREADS) void rmsnorm_forward(const T* x, int64 x_stride, const T* residual,
+                                                           int64 residual_stride, const T* weight, T* y, T* s,
+                                                           typename Accumulator<T>::type* rstd, int64 columns,
+                                                           double eps) {
   typedef typename Accumulator<T>::type A;
   typedef Vector<T, VEC> V;
   __shared__ A scratch[32];
+  extern __shared__ __align__(16) unsigned char kept[];
   int64 row = blockIdx.x, vectors = columns / VEC;
   x += row * x_stride, y += row * columns, s += row * columns;
   if (ADD) residual += row * residual_stride;
@@ -138,10 +145,15 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_forward_vectorized(
     }
     return value;
   };
-  auto add_squares = [](A squares, const V& value) {
+  A squares = 0;
+  auto add_squares = [&](const V& value) {
 #pragma unroll
     for (int i = 0; i < VEC; ++i) squares += widen(value.at[i]) * widen(value.at[i]);
-    return squares;
+  };
+  auto finish = [&]() {
+    A r = 1 / sqrt(block_sum<THREADS>(squares, scratch) / (A)columns + (A)eps);
+    if (threadIdx.x == 0) rstd[row] = r;
+    return r;
   };
   auto write = [&](int64 v, const V& value, A r) {
     V w = *(const V*)(weight + v * VEC), out;
@@ -151,9 +163,9 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_forward_vectorized(
     if (ADD) store_streaming(s + v * VEC, value);
   };
 
-  A squares = 0;
-  if constexpr (HELD > 0) {
-    V held[HELD];
+  // HELD loads are issued before the first is used, so that HELD x 16 bytes a thread are under way at once.
+  V held[HELD];
+  if constexpr (KEEP == REGISTERS) {
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
       int64 v = threadIdx.x + k * THREADS;
@@ -161,39 +173,49 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_forward_vectorized(
     }
 #pragma unroll
     for (int k = 0; k < HELD; ++k)
-      if (threadIdx.x + k * THREADS < vectors) squares = add_squares(squares, held[k]);
-    A r = 1 / sqrt(block_sum<THREADS>(squares, scratch) / (A)columns + (A)eps);
-    if (threadIdx.x == 0) rstd[row] = r;
+      if (threadIdx.x + k * THREADS < vectors) add_squares(held[k]);
+    A r = finish();
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
       int64 v = threadIdx.x + k * THREADS;
       if (v < vectors) write(v, held[k], r);
     }
   } else {
-    for (int64 v = threadIdx.x; v < vectors; v += THREADS) squares = add_squares(squares, load(v));
-    A r = 1 / sqrt(block_sum<THREADS>(squares, scratch) / (A)columns + (A)eps);
-    if (threadIdx.x == 0) rstd[row] = r;
-    for (int64 v = threadIdx.x; v < vectors; v += THREADS) write(v, load(v), r);
+    for (int64 start = threadIdx.x; start < vectors; start += HELD * THREADS) {
+#pragma unroll
+      for (int k = 0; k < HELD; ++k)
+        if (start + k * THREADS < vectors) held[k] = load(start + k * THREADS);
+#pragma unroll
+      for (int k = 0; k < HELD; ++k) {
+        if (start + k * THREADS >= vectors) continue;
+        add_squares(held[k]);
+        if (KEEP == SHARED) ((V*)kept)[start + k * THREADS] = held[k];
+      }
+    }
+    A r = finish();
+    for (int64 v = threadIdx.x; v < vectors; v += THREADS) write(v, KEEP == SHARED ? ((V*)kept)[v] : load(v), r);
   }
 }
 
-// A block takes every gridDim.x-th row and adds its dw into its own row of `partial`: from registers at the end
-// (HELD > 0), or row by row in global memory where a row is too long for registers (`partial` then starts as zeros).
-template <typename T, int VEC, int THREADS, int HELD, bool ADD>
-__global__ __launch_bounds__(THREADS) void rmsnorm_backward_vectorized(
-    const T* dy, int64 dy_stride, const T* ds, int64 ds_stride, const T* x, int64 x_stride, const T* weight,
-    const typename Accumulator<T>::type* rstd, T* dx, typename Accumulator<T>::type* partial, int64 rows,
-    int64 columns) {
+// vectorized and one_pass, backward: a block takes every gridDim.x-th row and adds its dw into its own row of `partial`:
+// KEEP = REGISTERS: x, dy and dw stay in registers. NOWHERE: x and dy are read again, and dw is added up in global memory
+// (`partial` then starts as zeros). ----------------------------------------------------------------------------------
+
+template <typename T, int VEC, int THREADS, Keep KEEP, int HELD, bool ADD>
+__global__ __launch_bounds__(THREADS) void rmsnorm_backward(const T* dy, int64 dy_stride, const T* ds, int64 ds_stride,
+                                                            const T* x, int64 x_stride, const T* weight,
+                                                            const typename Accumulator<T>::type* rstd, T* dx,
+                                                            typename Accumulator<T>::type* partial, int64 rows,
+                                                            int64 columns) {
   typedef typename Accumulator<T>::type A;
   typedef Vector<T, VEC> V;
   __shared__ A scratch[2][32];
   int64 vectors = columns / VEC;
   partial += blockIdx.x * columns;
 
-  auto add_products = [&](A products, const V& value, const V& grad, const V& w) {
+  auto add_products = [](A& products, const V& value, const V& grad, const V& w) {
 #pragma unroll
     for (int i = 0; i < VEC; ++i) products += widen(w.at[i]) * widen(grad.at[i]) * widen(value.at[i]);
-    return products;
   };
   auto write = [&](int64 row, int64 v, const V& value, const V& grad, const V& w, A r, A coefficient) {
     V out, sum;
@@ -208,7 +230,7 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_backward_vectorized(
   };
 
   int parity = 0;
-  if constexpr (HELD > 0) {
+  if constexpr (KEEP == REGISTERS) {
     V w[HELD];
     A total[HELD][VEC] = {};
 #pragma unroll
@@ -222,14 +244,13 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_backward_vectorized(
 #pragma unroll
       for (int k = 0; k < HELD; ++k) {
         int64 v = threadIdx.x + k * THREADS;
-        if (v < vectors) {
-          value[k] = *(const V*)(x + row * x_stride + v * VEC);
-          grad[k] = *(const V*)(dy + row * dy_stride + v * VEC);
-        }
+        if (v >= vectors) continue;
+        value[k] = *(const V*)(x + row * x_stride + v * VEC);
+        grad[k] = *(const V*)(dy + row * dy_stride + v * VEC);
       }
 #pragma unroll
       for (int k = 0; k < HELD; ++k)
-        if (threadIdx.x + k * THREADS < vectors) products = add_products(products, value[k], grad[k], w[k]);
+        if (threadIdx.x + k * THREADS < vectors) add_products(products, value[k], grad[k], w[k]);
       A coefficient = r * r * r * (block_sum<THREADS>(products, scratch[parity]) / (A)columns);
 #pragma unroll
       for (int k = 0; k < HELD; ++k) {
@@ -252,8 +273,8 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_backward_vectorized(
       const T *x_row = x + row * x_stride, *dy_row = dy + row * dy_stride;
       A r = rstd[row], products = 0;
       for (int64 v = threadIdx.x; v < vectors; v += THREADS)
-        products = add_products(products, *(const V*)(x_row + v * VEC), *(const V*)(dy_row + v * VEC),
-                                *(const V*)(weight + v * VEC));
+        add_products(products, *(const V*)(x_row + v * VEC), *(const V*)(dy_row + v * VEC),
+                     *(const V*)(weight + v * VEC));
       A coefficient = r * r * r * (block_sum<THREADS>(products, scratch[parity]) / (A)columns);
       for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
         V value = *(const V*)(x_row + v * VEC), grad = *(const V*)(dy_row + v * VEC);
@@ -283,8 +304,8 @@ __global__ void rmsnorm_sum_partials(const typename Accumulator<T>::type* partia
   if (lane == 0 && c < columns) dw[c] = narrow<T>(total);
 }
 
-// pipelined (Hopper): the copy engine loads rows ahead into a ring in shared memory; a row too long for one block is
-// shared out over a cluster of blocks ---------------------------------------------------------------------------------
+// pipelined (Hopper), backward: while one row is worked on, the copy engine loads the next into a ring of slots in shared
+// memory; a row too long for one block is shared out over a cluster of blocks -------------------------------------------
 
 #if __CUDA_ARCH__ >= 900
 
@@ -355,90 +376,15 @@ template <int THREADS, int CLUSTER, typename A> __device__ inline A cluster_sum(
   }
 }
 
-// Each cluster takes every clusters-th row; each of its blocks one of CLUSTER equal slices of the columns. The barrier
-// inside the sum comes after every thread has taken its part of a slot into registers, so the slot is then loaded anew.
-template <typename T, int THREADS, int HELD, int STAGES, int CLUSTER, bool ADD>
-__global__ __launch_bounds__(THREADS) void rmsnorm_forward_pipelined(
-    const T* x, int64 x_stride, const T* residual, int64 residual_stride, const T* weight, T* y, T* s,
-    typename Accumulator<T>::type* rstd, int64 rows, int64 columns, double eps) {
-  typedef typename Accumulator<T>::type A;
-  constexpr int VEC = 16 / sizeof(T);
-  typedef Vector<T, VEC> V;
-  extern __shared__ __align__(128) unsigned char ring[];
-  __shared__ alignas(8) unsigned long long full[STAGES];
-  __shared__ A scratch[2][THREADS / 32 * CLUSTER];
-
-  int64 slice = columns / CLUSTER, rank = CLUSTER == 1 ? 0 : cluster_rank();
-  int vectors = slice / VEC;
-  unsigned bytes = slice * sizeof(T), slot_bytes = bytes * (ADD ? 2 : 1);
-  int64 first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
-  x += rank * slice, residual += rank * slice, weight += rank * slice, y += rank * slice, s += rank * slice;
-
-  auto load = [&](int64 row, int stage) {
-    if (row >= rows) return;
-    unsigned char* slot = ring + stage * slot_bytes;
-    barrier_expect(&full[stage], slot_bytes);
-    copy_row(slot, x + row * x_stride, bytes, &full[stage]);
-    if (ADD) copy_row(slot + bytes, residual + row * residual_stride, bytes, &full[stage]);
-  };
-
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < STAGES; ++stage) barrier_init(&full[stage]);
-    asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async;" ::: "memory");
-    for (int stage = 0; stage < STAGES; ++stage) load(first + stage * step, stage);
-  }
-  V w[HELD];
-#pragma unroll
-  for (int k = 0; k < HELD; ++k) {
-    int v = threadIdx.x + k * THREADS;
-    if (v < vectors) w[k] = *(const V*)(weight + v * VEC);
-  }
-  __syncthreads();
-  if (CLUSTER > 1) cluster_barrier();  // nobody writes into a block that has not started
-
-  int stage = 0, phase = 0, parity = 0;
-  for (int64 row = first; row < rows; row += step, parity ^= 1) {
-    V* slot = (V*)(ring + stage * slot_bytes);
-    barrier_wait(&full[stage], phase);
-    V value[HELD];
-    A squares = 0;
-#pragma unroll
-    for (int k = 0; k < HELD; ++k) {
-      int v = threadIdx.x + k * THREADS;
-      if (v >= vectors) continue;
-      value[k] = slot[v];
-      if constexpr (ADD) {
-        V other = slot[vectors + v];
-#pragma unroll
-        for (int i = 0; i < VEC; ++i) value[k].at[i] = narrow<T>(widen(value[k].at[i]) + widen(other.at[i]));
-        store_streaming(s + row * columns + v * VEC, value[k]);
-      }
-#pragma unroll
-      for (int i = 0; i < VEC; ++i) squares += widen(value[k].at[i]) * widen(value[k].at[i]);
-    }
-    A sum = cluster_sum<THREADS, CLUSTER>(squares, scratch[parity]);
-    if (threadIdx.x == 0) load(row + STAGES * step, stage);
-    A r = 1 / sqrt(sum / (A)columns + (A)eps);
-    if (threadIdx.x == 0 && rank == 0) rstd[row] = r;
-#pragma unroll
-    for (int k = 0; k < HELD; ++k) {
-      int v = threadIdx.x + k * THREADS;
-      if (v >= vectors) continue;
-      V out;
-#pragma unroll
-      for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(widen(value[k].at[i]) * r * widen(w[k].at[i]));
-      store_streaming(y + row * columns + v * VEC, out);
-    }
-    if (++stage == STAGES) stage = 0, phase ^= 1;
-  }
-  if (CLUSTER > 1) cluster_barrier();  // nobody leaves while others may still write to it
-}
-
+// Each cluster takes every clusters-th row, each of its blocks one of CLUSTER equal slices of the columns. A slot holds
+// the slice of x, of dy and with ADD of ds. It is read twice, before and after the sum, rather than kept in registers,
+// which dw needs; so it is loaded anew only when all threads have passed the next row's sum.
 template <typename T, int THREADS, int HELD, int STAGES, int CLUSTER, bool ADD>
 __global__ __launch_bounds__(THREADS) void rmsnorm_backward_pipelined(
     const T* dy, int64 dy_stride, const T* ds, int64 ds_stride, const T* x, int64 x_stride, const T* weight,
     const typename Accumulator<T>::type* rstd, T* dx, typename Accumulator<T>::type* partial, int64 rows,
     int64 columns) {
+  static_assert(STAGES >= 2, "a slot is refilled one row late");
   typedef typename Accumulator<T>::type A;
   constexpr int VEC = 16 / sizeof(T);
   typedef Vector<T, VEC> V;
@@ -474,43 +420,39 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_backward_pipelined(
     if (v < vectors) w[k] = *(const V*)(weight + v * VEC);
   }
   __syncthreads();
-  if (CLUSTER > 1) cluster_barrier();
+  if (CLUSTER > 1) cluster_barrier();  // nobody writes into a block that has not started
 
   int stage = 0, phase = 0, parity = 0;
   A r_next = first < rows ? rstd[first] : A(0);
   for (int64 row = first; row < rows; row += step, parity ^= 1) {
     A r = r_next;
     r_next = row + step < rows ? rstd[row + step] : A(0);  // a row ahead: its latency would otherwise be waited for
-    V* slot = (V*)(ring + stage * slot_bytes);
+    const V* slot = (const V*)(ring + stage * slot_bytes);
     barrier_wait(&full[stage], phase);
-    V value[HELD], grad[HELD], sum[HELD];
     A products = 0;
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
       int v = threadIdx.x + k * THREADS;
       if (v >= vectors) continue;
-      value[k] = slot[v];
-      grad[k] = slot[vectors + v];
-      if constexpr (ADD) sum[k] = slot[2 * vectors + v];
+      V value = slot[v], grad = slot[vectors + v];
 #pragma unroll
-      for (int i = 0; i < VEC; ++i)
-        products += widen(w[k].at[i]) * widen(grad[k].at[i]) * widen(value[k].at[i]);
+      for (int i = 0; i < VEC; ++i) products += widen(w[k].at[i]) * widen(grad.at[i]) * widen(value.at[i]);
     }
-    A dot = cluster_sum<THREADS, CLUSTER>(products, scratch[parity]) / (A)columns;
-    if (threadIdx.x == 0) load(row + STAGES * step, stage);
-    A coefficient = r * r * dot;
+    A coefficient = r * r * r * (cluster_sum<THREADS, CLUSTER>(products, scratch[parity]) / (A)columns);
+    if (threadIdx.x == 0 && row != first) load(row + (STAGES - 1) * step, stage == 0 ? STAGES - 1 : stage - 1);
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
       int v = threadIdx.x + k * THREADS;
       if (v >= vectors) continue;
-      V out;
+      V out, value = slot[v], grad = slot[vectors + v], sum;
+      if constexpr (ADD) sum = slot[2 * vectors + v];
 #pragma unroll
       for (int i = 0; i < VEC; ++i) {
-        A scaled = r * widen(grad[k].at[i]);
-        A d = scaled * widen(w[k].at[i]) - r * coefficient * widen(value[k].at[i]);
-        if constexpr (ADD) d += widen(sum[k].at[i]);
+        A scaled = r * widen(grad.at[i]);
+        A d = scaled * widen(w[k].at[i]) - coefficient * widen(value.at[i]);
+        if constexpr (ADD) d += widen(sum.at[i]);
         out.at[i] = narrow<T>(d);
-        total[k][i] += scaled * widen(value[k].at[i]);
+        total[k][i] += scaled * widen(value.at[i]);
       }
       store_streaming(dx + row * columns + v * VEC, out);
     }
@@ -524,7 +466,7 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_backward_pipelined(
 #pragma unroll
     for (int i = 0; i < VEC; ++i) partial[v * VEC + i] = total[k][i];
   }
-  if (CLUSTER > 1) cluster_barrier();
+  if (CLUSTER > 1) cluster_barrier();  // nobody leaves while others may still write to it
 }
 
 #endif

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from lab.backends.registry import Implementation
-from lab.ops.operator import accumulation_dtype
+from lab.backends.rows import accumulation_dtype
 
 
 def forward(x, weight, eps):

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from lab.backends.hardware import gpu_of
 from lab.backends.registry import Implementation
+from lab.backends.rows import norm_outputs, pointer
 from lab.backends.triton.runtime import accumulator, refuses_dtype, unavailable
 
 # naive: one kernel for each step, as eager PyTorch would do it --------------------------------------------------------
@@ -117,7 +118,7 @@ def forward_naive(x, weight, eps, residual=None):
         s = x.new_empty(rows, columns)
         _rmsnorm_add_naive[(rows,)](x, x.stride(0), residual, residual.stride(0), s, columns, BLOCK=1024)
         x = s
-    y, rstd = _outputs(x)
+    y, rstd = norm_outputs(x)
     acc = accumulator(x.dtype)
     _rmsnorm_rstd_naive[(rows,)](x, x.stride(0), rstd, columns, EPS=eps, ACC=acc, BLOCK=1024)
     _rmsnorm_scale_naive[(rows,)](x, x.stride(0), weight, rstd, y, columns, ACC=acc, BLOCK=1024)
@@ -131,7 +132,7 @@ def backward_naive(dy, x, weight, rstd, eps, ds=None):
     acc = accumulator(x.dtype)
     _rmsnorm_dot_naive[(rows,)](dy, dy.stride(0), x, x.stride(0), weight, dot, columns, ACC=acc, BLOCK=1024)
     _rmsnorm_dx_naive[(rows,)](
-        dy, dy.stride(0), *_pointer(ds, dy), x, x.stride(0), weight, rstd, dot, dx, columns,
+        dy, dy.stride(0), *pointer(ds, dy), x, x.stride(0), weight, rstd, dot, dx, columns,
         ADD=ds is not None, ACC=acc, BLOCK=1024,
     )  # fmt: skip
     _rmsnorm_dw_naive[(triton.cdiv(columns, 64),)](
@@ -202,12 +203,16 @@ def _rmsnorm_backward_fused(
 
 
 def forward_fused(x, weight, eps, residual=None):
+    return _forward_fused(x, weight, eps, residual, block=1024, warps=4)
+
+
+def _forward_fused(x, weight, eps, residual, block, warps):
     rows, columns = x.shape
-    y, rstd = _outputs(x)
+    y, rstd = norm_outputs(x)
     s = torch.empty_like(y) if residual is not None else y
     _rmsnorm_forward_fused[(rows,)](
-        x, x.stride(0), *_pointer(residual, x), weight, y, s, rstd, columns,
-        EPS=eps, ADD=residual is not None, ACC=accumulator(x.dtype), BLOCK=1024,
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, columns,
+        EPS=eps, ADD=residual is not None, ACC=accumulator(x.dtype), BLOCK=block, num_warps=warps,
     )  # fmt: skip
     return (y, rstd) if residual is None else (y, s, rstd)
 
@@ -217,7 +222,7 @@ def backward_fused(dy, x, weight, rstd, eps, ds=None):
     dx = x.new_empty(rows, columns)
     dw = torch.zeros_like(weight, dtype=rstd.dtype)
     _rmsnorm_backward_fused[(rows,)](
-        dy, dy.stride(0), *_pointer(ds, dy), x, x.stride(0), weight, rstd, dx, dw, columns,
+        dy, dy.stride(0), *pointer(ds, dy), x, x.stride(0), weight, rstd, dx, dw, columns,
         ADD=ds is not None, ACC=accumulator(x.dtype), BLOCK=1024,
     )  # fmt: skip
     return dx, dw.to(weight.dtype)
@@ -247,29 +252,29 @@ def _rmsnorm_forward_one_pass(
 
 
 @triton.jit
-def _rmsnorm_backward_one_pass(
+def _rmsnorm_backward_rows(
     dy, dy_stride, ds, ds_stride, x, x_stride, weight, rstd, dx, partial, rows, columns,
     ADD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """A program takes every num_programs-th row and keeps its sum of dw in registers: reads 2 columns and writes columns
-    for each row, and writes columns of partial dw once. STAGES > 1 loads that many rows ahead, into shared memory."""
+    for each row, and writes columns of partial dw once. STAGES > 1 loads rows ahead, into shared memory. What is held
+    from load to store stays in the inputs' dtype: as float32 it would not fit the registers of long rows."""
     column = tl.arange(0, BLOCK)
     mask = column < columns
     w = tl.load(weight + column, mask, other=0)
     total = tl.zeros([BLOCK], ACC)
-    for index in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
-        row = index.to(tl.int64)
-        grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
-        value = tl.load(x + row * x_stride + column, mask, other=0).to(ACC)
+    program = tl.program_id(0).to(tl.int64)
+    for row in tl.range(program, rows, tl.num_programs(0), num_stages=STAGES):
+        grad = tl.load(dy + row * dy_stride + column, mask, other=0)
+        value = tl.load(x + row * x_stride + column, mask, other=0)
         r = tl.load(rstd + row)
-        g = w.to(ACC) * grad
-        coefficient = r * r * r * (tl.sum(g * value) / columns)
-        out = r * g - coefficient * value
+        dot = tl.sum(w.to(ACC) * grad.to(ACC) * value.to(ACC)) / columns
+        out = r * w.to(ACC) * grad.to(ACC) - r * r * r * dot * value.to(ACC)
         if ADD:
-            out += tl.load(ds + row * ds_stride + column, mask).to(ACC)
+            out += tl.load(ds + row * ds_stride + column, mask, other=0).to(ACC)
         tl.store(dx + row * columns + column, out, mask)
-        total += grad * value * r
-    tl.store(partial + tl.program_id(0).to(tl.int64) * columns + column, total, mask)
+        total += grad.to(ACC) * value.to(ACC) * r
+    tl.store(partial + program * columns + column, total, mask)
 
 
 @triton.jit
@@ -284,57 +289,189 @@ def _rmsnorm_sum_partials(partial, dw, programs, columns, BLOCK: tl.constexpr, R
     tl.store(dw + column, tl.sum(total, 0), column < columns)
 
 
-ONE_PASS_COLUMNS = 16384  # the longest row whose x, dy and dw fit a block's registers
+REGISTER_COLUMNS = 16384  # the longest row that x, dy and dw of one program are held of
 
 
-def refuses_one_pass(*tensors):
+def refuses_long_rows(*tensors):
     columns = tensors[0].shape[-1]
-    if columns > ONE_PASS_COLUMNS:
-        return f"a row of {columns} columns does not fit registers; expected at most {ONE_PASS_COLUMNS}"
+    if columns > REGISTER_COLUMNS:
+        return f"a row of {columns} columns does not fit registers; expected at most {REGISTER_COLUMNS}"
     return refuses_dtype(*tensors)
+
+
+def _warps(block):
+    """512 columns to a warp: 16 to a thread, two loads of 16 bytes in half precision."""
+    return min(max(block // 512, 1), 16)
 
 
 def forward_one_pass(x, weight, eps, residual=None):
     rows, columns = x.shape
-    y, rstd = _outputs(x)
+    y, rstd = norm_outputs(x)
     s = torch.empty_like(y) if residual is not None else y
+    block = triton.next_power_of_2(columns)
     _rmsnorm_forward_one_pass[(rows,)](
-        x, x.stride(0), *_pointer(residual, x), weight, y, s, rstd, columns,
-        EPS=eps, ADD=residual is not None, ACC=accumulator(x.dtype), BLOCK=triton.next_power_of_2(columns),
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, columns,
+        EPS=eps, ADD=residual is not None, ACC=accumulator(x.dtype), BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return (y, rstd) if residual is None else (y, s, rstd)
 
 
 def backward_one_pass(dy, x, weight, rstd, eps, ds=None):
-    programs = min(x.shape[0], gpu_of(x.device).multiprocessors)
-    return _backward_rows(dy, x, weight, rstd, ds, programs, stages=1, num_warps=4)
+    return _backward_rows(dy, x, weight, rstd, ds, stages=1)
 
 
-def _backward_rows(dy, x, weight, rstd, ds, programs, stages, num_warps):
+def _backward_rows(dy, x, weight, rstd, ds, stages):
     rows, columns = x.shape
-    dx, dw = x.new_empty(rows, columns), torch.empty_like(weight)
-    partial = rstd.new_empty(programs, columns)
-    _rmsnorm_backward_one_pass[(programs,)](
-        dy, dy.stride(0), *_pointer(ds, dy), x, x.stride(0), weight, rstd, dx, partial, rows, columns,
-        ADD=ds is not None, ACC=accumulator(x.dtype), BLOCK=triton.next_power_of_2(columns), STAGES=stages,
-        num_warps=num_warps,
+    block = triton.next_power_of_2(columns)
+    warps = _warps(block)
+    programs = min(rows, gpu_of(x.device).multiprocessors * max(1, 8 // warps))
+    dx, partial = x.new_empty(rows, columns), rstd.new_empty(programs, columns)
+    _rmsnorm_backward_rows[(programs,)](
+        dy, dy.stride(0), *pointer(ds, dy), x, x.stride(0), weight, rstd, dx, partial, rows, columns,
+        ADD=ds is not None, ACC=accumulator(x.dtype), BLOCK=block, STAGES=stages, num_warps=warps,
     )  # fmt: skip
-    _sum_partials(partial, dw)
-    return dx, dw
+    return dx, _sum_partials(partial, weight)
 
 
-def _sum_partials(partial, dw):
+def _sum_partials(partial, weight):
+    dw = torch.empty_like(weight)
     programs, columns = partial.shape
     _rmsnorm_sum_partials[(triton.cdiv(columns, 32),)](partial, dw, programs, columns, BLOCK=32, ROWS=64, num_warps=8)
+    return dw
 
 
-def _outputs(x):
+# prefetch: a program takes many rows in both passes, and loads rows ahead while it works on one ------------------------
+
+
+@triton.jit
+def _rmsnorm_forward_rows(
+    x, x_stride, residual, residual_stride, weight, y, s, rstd, rows, columns,
+    EPS: tl.constexpr, ADD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """A program takes every num_programs-th row and reads w once; STAGES - 1 rows are loaded ahead."""
+    column = tl.arange(0, BLOCK)
+    mask = column < columns
+    w = tl.load(weight + column, mask, other=0)
+    program = tl.program_id(0).to(tl.int64)
+    for row in tl.range(program, rows, tl.num_programs(0), num_stages=STAGES):
+        value = tl.load(x + row * x_stride + column, mask, other=0)
+        if ADD:
+            value += tl.load(residual + row * residual_stride + column, mask, other=0)
+            tl.store(s + row * columns + column, value, mask)
+        wide = value.to(ACC)
+        r = 1 / tl.sqrt(tl.sum(wide * wide) / columns + EPS)
+        tl.store(rstd + row, r)
+        tl.store(y + row * columns + column, wide * r * w.to(ACC), mask)
+
+
+def _stages(x, n_streams, programs_per_sm=1):
+    """4, or as many as shared memory has room for: each stage but the last holds one row of each stream."""
+    row_bytes = triton.next_power_of_2(x.shape[1]) * x.element_size() * n_streams
+    room = (gpu_of(x.device).shared_memory - 8192) // programs_per_sm  # 8 KiB for the reductions
+    return max(1, min(4, 1 + room // row_bytes))
+
+
+def forward_prefetch(x, weight, eps, residual=None):
     rows, columns = x.shape
-    rstd_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return x.new_empty(rows, columns), x.new_empty(rows, dtype=rstd_dtype)
+    y, rstd = norm_outputs(x)
+    s = torch.empty_like(y) if residual is not None else y
+    block = triton.next_power_of_2(columns)
+    per_sm = max(1, 16 // _warps(block))
+    _rmsnorm_forward_rows[(min(rows, gpu_of(x.device).multiprocessors * per_sm),)](
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, rows, columns,
+        EPS=eps, ADD=residual is not None, ACC=accumulator(x.dtype), BLOCK=block, num_warps=_warps(block),
+        STAGES=_stages(x, 1 if residual is None else 2, per_sm),
+    )  # fmt: skip
+    return (y, rstd) if residual is None else (y, s, rstd)
 
 
-def _pointer(tensor, stand_in):
-    """A pointer and row stride for an argument that a kernel may not have; it never reads the stand-in."""
-    tensor = stand_in if tensor is None else tensor
-    return tensor, tensor.stride(0)
+def backward_prefetch(dy, x, weight, rstd, eps, ds=None):
+    warps = _warps(triton.next_power_of_2(x.shape[1]))
+    return _backward_rows(dy, x, weight, rstd, ds, _stages(x, 2 if ds is None else 3, max(1, 8 // warps)))
+
+
+# tuned: for each pass and length of row the faster of the above, and a loop where a row is too long for registers ------
+
+
+@triton.jit
+def _rmsnorm_backward_long(
+    dy, dy_stride, ds, ds_stride, x, x_stride, weight, rstd, dx, partial, rows, columns,
+    ADD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """As _rmsnorm_backward_rows, BLOCK columns at a time and twice over each row; the program's sum of dw is in global
+    memory (`partial`, zeros at first), where each thread updates the columns that are always its own."""
+    program = tl.program_id(0).to(tl.int64)
+    for row in range(program, rows, tl.num_programs(0)):
+        r = tl.load(rstd + row)
+        products = tl.zeros([BLOCK], ACC)
+        for start in range(0, columns, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            mask = column < columns
+            grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
+            value = tl.load(x + row * x_stride + column, mask, other=0).to(ACC)
+            w = tl.load(weight + column, mask, other=0).to(ACC)
+            products += w * grad * value
+        coefficient = r * r * r * (tl.sum(products) / columns)
+        for start in range(0, columns, BLOCK):
+            column = start + tl.arange(0, BLOCK)
+            mask = column < columns
+            grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
+            value = tl.load(x + row * x_stride + column, mask, other=0).to(ACC)
+            w = tl.load(weight + column, mask, other=0).to(ACC)
+            out = r * w * grad - coefficient * value
+            if ADD:
+                out += tl.load(ds + row * ds_stride + column, mask, other=0).to(ACC)
+            tl.store(dx + row * columns + column, out, mask)
+            total = tl.load(partial + program * columns + column, mask, other=0)
+            tl.store(partial + program * columns + column, total + grad * value * r, mask)
+        tl.debug_barrier()  # the next row's loads of partial come after this row's stores
+
+
+def forward_tuned(x, weight, eps, residual=None):
+    if x.shape[1] <= REGISTER_COLUMNS:
+        return forward_one_pass(x, weight, eps, residual)
+    return _forward_fused(x, weight, eps, residual, block=16384, warps=32)
+
+
+def backward_tuned(dy, x, weight, rstd, eps, ds=None):
+    rows, columns = x.shape
+    if columns <= REGISTER_COLUMNS // 2:
+        return backward_prefetch(dy, x, weight, rstd, eps, ds)
+    if columns <= REGISTER_COLUMNS:
+        return backward_one_pass(dy, x, weight, rstd, eps, ds)
+    programs = min(rows, gpu_of(x.device).multiprocessors)
+    dx, partial = x.new_empty(rows, columns), rstd.new_zeros(programs, columns)
+    _rmsnorm_backward_long[(programs,)](
+        dy, dy.stride(0), *pointer(ds, dy), x, x.stride(0), weight, rstd, dx, partial, rows, columns,
+        ADD=ds is not None, ACC=accumulator(x.dtype), BLOCK=8192, num_warps=16,
+    )  # fmt: skip
+    return dx, _sum_partials(partial, weight)
+
+
+LADDER = [
+    Implementation(
+        forward_naive, backward_naive, "naive",
+        "a kernel for each step, as eager PyTorch would run it; every step reads its inputs again",
+        unavailable, refuses_dtype,
+    ),
+    Implementation(
+        forward_fused, backward_fused, "fused",
+        "one kernel a pass, a program a row, its second look at the row from cache; dw by atomics",
+        unavailable, refuses_dtype,
+    ),
+    Implementation(
+        forward_one_pass, backward_one_pass, "one_pass",
+        "the whole row in registers, read once; dw summed in registers over many rows",
+        unavailable, refuses_long_rows,
+    ),
+    Implementation(
+        forward_prefetch, backward_prefetch, "prefetch",
+        "as many programs as the GPU holds, each loading rows ahead while it works on one, in both passes",
+        unavailable, refuses_long_rows,
+    ),
+    Implementation(
+        forward_tuned, backward_tuned, "tuned",
+        "for each pass and length of row the faster of the two before; a loop for rows that registers cannot hold",
+        unavailable, refuses_dtype,
+    ),
+]  # fmt: skip

@@ -1,0 +1,6 @@
+"""The residual add fused into RMSNorm: the kernels of `lab/backends/triton/rmsnorm.py` in their ADD form, rung by rung."""
+
+from lab.backends.rows import fuse_add
+from lab.backends.triton import rmsnorm
+
+LADDER = [fuse_add(rung) for rung in rmsnorm.LADDER]
