@@ -40,26 +40,29 @@ class Ceilings:
 
 def measure_ceilings(sample: Callable[[Callable[[], object]], float]) -> Ceilings:
     """Both ceilings of the current GPU. sample: times one call in microseconds (`timing.ColdSampler`)."""
+    copy_gbps, copy_bytes = _copy(sample)
+    torch.cuda.empty_cache()
+    dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    tflops = _matmul(sample, dtype)
+    torch.cuda.empty_cache()
+    return Ceilings(copy_gbps, copy_bytes, tflops, str(dtype).removeprefix("torch."), MATMUL_SIZE)
+
+
+def _copy(sample: Callable[[Callable[[], object]], float]) -> tuple[float, int]:
+    """GB/s, and the bytes copied: 4 GiB, or what memory permits."""
     free, _ = torch.cuda.mem_get_info()
     size = min(4 << 30, free // 4) // 1024 * 1024
     source = torch.empty(size // 4, dtype=torch.int32, device="cuda").random_()
     target = torch.empty_like(source)
-    copy_us = _median(sample, lambda: target.copy_(source))
-    del source, target
-    torch.cuda.empty_cache()
+    return 2 * size / _median(sample, lambda: target.copy_(source)) / 1e3, size
 
-    dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+
+def _matmul(sample: Callable[[Callable[[], object]], float], dtype: torch.dtype) -> float:
+    """TFLOP/s."""
     n = MATMUL_SIZE
     a, b = (torch.randn(n, n, dtype=dtype, device="cuda") for _ in range(2))
     product = torch.empty_like(a)
-    matmul_us = _median(sample, lambda: torch.matmul(a, b, out=product))
-    return Ceilings(
-        copy_gbps=2 * size / copy_us / 1e3,
-        copy_bytes=size,
-        matmul_tflops=2 * n**3 / matmul_us / 1e6,
-        matmul_dtype=str(dtype).removeprefix("torch."),
-        matmul_size=n,
-    )
+    return 2 * n**3 / _median(sample, lambda: torch.matmul(a, b, out=product)) / 1e6
 
 
 def _median(sample: Callable[[Callable[[], object]], float], fn: Callable[[], object]) -> float:

@@ -63,7 +63,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """"triton:naive" or "liger": how tables and figures name the candidate."""
+        """How tables and figures name the candidate: "triton:naive" or "liger"."""
         return self.rung if self.backend == PEER else f"{self.backend}:{self.rung}"
 
     @property
@@ -112,7 +112,12 @@ class Record:
 
     def write(self, path: Path) -> None:
         """To JSON; the file is complete or untouched."""
-        write_text(path, json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+        write_text(path, as_json(self))
+
+
+def as_json(record: Record) -> str:
+    """What `read` reads."""
+    return json.dumps(_rounded(asdict(record)), indent=1) + "\n"
 
 
 def read(path: Path) -> Record:
@@ -179,7 +184,7 @@ def _rounded(value):
     return value
 
 
-def _decode(kind, value, where: str):
+def _decode(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
     """`value`, out of JSON, as the annotated type `kind`. Raises RecordError naming the place."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -187,7 +192,7 @@ def _decode(kind, value, where: str):
             return None
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return _decode(inner, value, where)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         _require(isinstance(value, dict), where, value, "an object")
         known = {field.name for field in fields(kind)}
         _require(set(value) == known, where, sorted(set(value) ^ known), "every field of the schema and no other")

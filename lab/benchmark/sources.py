@@ -44,9 +44,9 @@ def source_hash(operator: str, lab: Path = LAB) -> str:
 
 
 def _imported(path: Path, lab: Path) -> list[Path]:
-    """Files inside lab/ that a Python file may import, and the CUDA files that it names in strings."""
+    """Files that a Python file may import from lab/, and the CUDA files of its own name or named in its strings."""
     names: list[str] = []
-    files: list[Path] = []
+    files = [path.with_suffix(suffix) for suffix in CUDA_SUFFIXES]
     package = ["lab", *path.relative_to(lab).parent.parts]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -71,9 +71,7 @@ def _included(path: Path) -> list[Path]:
 
 def _bare_cuda(text: str) -> str:
     text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", text, flags=re.DOTALL)
-    # a newline ends a preprocessor line, and means no more than a space elsewhere
-    lines = (re.sub(r"\s+", " ", line).strip() for line in text.splitlines())
-    return re.sub(r"\n(?!#)", lambda match: " ", "\n".join(line + "\n" if line[:1] == "#" else line for line in lines))
+    return re.sub(r"\s*([^\w\s])\s*", r"\1", " ".join(text.split()))
 
 
 def _bare_python(text: str) -> str:

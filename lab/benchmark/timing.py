@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import statistics
@@ -16,11 +17,15 @@ Call = Callable[[], object]
 
 # A time may lie this far below the floor (minimal bytes over the copy bandwidth, or FLOPs over the matrix-product rate)
 # before it counts as impossible. Reading is a little faster than copying, because the memory bus need not turn around,
-# and up to an L2 cache of the output may still wait there when the kernel ends: honest kernels have been seen at 102% of
-# the ceiling. A kernel that skips a tensor, or a time that missed a launch, is off by far more than a tenth.
+# and up to an L2 cache of the output may still wait there when the kernel ends, so honest kernels come out slightly
+# above the ceiling. A kernel that skips a tensor, or a time that missed a launch, is off by far more than a tenth.
 FLOOR_TOLERANCE = 0.9
 
 MOST_CLEARS = 16
+
+
+class CannotTime(RuntimeError):
+    """There is nothing here to time on."""
 
 
 class ImpossibleTiming(RuntimeError):
@@ -28,11 +33,11 @@ class ImpossibleTiming(RuntimeError):
 
 
 def require_gpu() -> None:
-    """Raise RuntimeError where a time would mean nothing: without a GPU, and in Triton's interpreter."""
+    """Raise CannotTime where a time would mean nothing: without a GPU, and in Triton's interpreter."""
     if not torch.cuda.is_available():
-        raise RuntimeError("timing needs a CUDA GPU, and this machine has none")
+        raise CannotTime("timing needs a CUDA GPU, and this machine has none")
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        raise RuntimeError("timing refuses to run in Triton's interpreter (TRITON_INTERPRET=1): it would time Python")
+        raise CannotTime("timing refuses to run in Triton's interpreter (TRITON_INTERPRET=1): it would time Python")
 
 
 @dataclass(frozen=True)
@@ -138,12 +143,28 @@ def measure(
     most `target`, or `max_count` samples, or (but with three samples at least) `cap_s` seconds spent on it.
     warmup: rounds taken first and not counted.
 
-    Raises RuntimeError without a GPU or in Triton's interpreter, unless `sample` is given.
+    Raises CannotTime without a GPU or in Triton's interpreter, unless `sample` is given.
     """
     sample = sample or ColdSampler()
-    for _ in range(warmup):
-        for fn in candidates.values():
-            sample(fn)
+    gc.freeze()  # or a collection, searching all that is loaded, would stop the CPU in the middle of a launch
+    try:
+        for _ in range(warmup):
+            for fn in candidates.values():
+                sample(fn)
+        taken = _rounds(candidates, sample, min_count, max_count, target, cap_s)
+    finally:
+        gc.unfreeze()
+    return {name: summarize(samples) for name, samples in taken.items()}
+
+
+def _rounds(
+    candidates: Mapping[str, Call],
+    sample: Callable[[Call], float],
+    min_count: int,
+    max_count: int,
+    target: float,
+    cap_s: float,
+) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     spent = dict.fromkeys(candidates, 0.0)
     pending = dict(candidates)
@@ -156,7 +177,7 @@ def measure(
             sure = count >= max(min_count, 2) and summarize(samples[name]).relative_error <= target
             if sure or count >= max_count or (count >= 3 and spent[name] > cap_s):
                 del pending[name]
-    return {name: summarize(taken) for name, taken in samples.items()}
+    return samples
 
 
 def check_possible(timing: Timing, floor_us: float) -> None:

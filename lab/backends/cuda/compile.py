@@ -130,6 +130,22 @@ def _stream(handle: int):
     return Stream.from_handle(handle)
 
 
+@cache
+def _config(grid: int, block: int, shared: int, cluster: int):
+    from cuda.core import LaunchConfig
+
+    if cluster == 1:
+        return LaunchConfig(grid=grid, block=block, shmem_size=shared)
+    return LaunchConfig(grid=grid // cluster, cluster=cluster, block=block, shmem_size=shared)  # grid: in clusters
+
+
+@cache
+def _launcher():
+    from cuda.core import launch
+
+    return launch
+
+
 def _argument(value):
     """Tensors as pointers, int as `long long`, float as `double`."""
     if isinstance(value, torch.Tensor):
@@ -143,9 +159,7 @@ def resident_clusters(source: str, name: str, cluster: int, block: int, shared: 
     last clusters alone at the end. (Clusters do not cross the GPU's partitions, so it is less than blocks / cluster.)"""
     if _recorded is not None or cluster == 1:
         return gpu_of(device).multiprocessors // cluster
-    from cuda.core import LaunchConfig
-
-    config = LaunchConfig(grid=1, cluster=cluster, block=block, shmem_size=shared)
+    config = _config(cluster, block, shared, cluster)
     stream = _stream(torch.cuda.current_stream(device).cuda_stream)
     return _kernel(source, name, device.index, shared).occupancy.max_active_clusters(config, stream=stream)
 
@@ -162,12 +176,6 @@ def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0
         arch = target(gpu_of(device).capability)
         _recorded.append(Compiled(name, arch, bytes(compile_cubin(source, (name,), arch).code), block, shared))
         return
-    from cuda.core import LaunchConfig, launch
-
-    if cluster > 1:
-        # cuda.core counts the grid in clusters.
-        config = LaunchConfig(grid=grid // cluster, cluster=cluster, block=block, shmem_size=shared)
-    else:
-        config = LaunchConfig(grid=grid, block=block, shmem_size=shared)
     stream = _stream(torch.cuda.current_stream(device).cuda_stream)
-    launch(stream, config, _kernel(source, name, device.index, shared), *map(_argument, args))
+    kernel = _kernel(source, name, device.index, shared)
+    _launcher()(stream, _config(grid, block, shared, cluster), kernel, *map(_argument, args))

@@ -1,6 +1,7 @@
 """Launchers of `rmsnorm.cu`, in the order in which the chapter teaches its kernels. The mathematics is in
 `lab/ops/rmsnorm.py`; residual and ds are given by `lab/backends/cuda/add_rmsnorm.py` only."""
 
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,14 @@ def refuses(x, *_):
     return None
 
 
+@cache
+def _name(kernel: str, *template: object) -> str:
+    """The C++ name expression: _name("f", "float", 4, True) is "f<float, 4, true>"."""
+    return f"{kernel}<{', '.join(str(value).lower() if isinstance(value, bool) else str(value) for value in template)}>"
+
+
 def _launch(kernel: str, template: tuple, grid: int, block: int, *args, **options) -> None:
-    arguments = ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in template)
-    launch(source_of(SOURCE), f"{kernel}<{arguments}>", grid, block, *args, **options)
+    launch(source_of(SOURCE), _name(kernel, *template), grid, block, *args, **options)
 
 
 def _vector(*tensors) -> int:
@@ -180,10 +186,8 @@ def backward_pipelined(dy, x, weight, rstd, eps, ds=None):
     if ring.cluster == 1:
         clusters = gpu.multiprocessors * ring.blocks_per_sm
     else:
-        arguments = ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in template)
-        clusters = resident_clusters(
-            source_of(SOURCE), f"{kernel}<{arguments}>", ring.cluster, ring.threads, ring.shared, x.device
-        )
+        name = _name(kernel, *template)
+        clusters = resident_clusters(source_of(SOURCE), name, ring.cluster, ring.threads, ring.shared, x.device)
     clusters = min(rows, clusters)
     dx, partial = x.new_empty(rows, columns), rstd.new_empty(clusters, columns)
     _launch(

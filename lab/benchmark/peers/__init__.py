@@ -29,7 +29,8 @@ class Peer:
     def load(self) -> tuple[Callable, str]:
         """(function, version). Raises PeerAbsent."""
         try:
-            return self.make(), metadata.version(self.package)
+            version = metadata.version(self.package)
+            return self.make(), version
         except metadata.PackageNotFoundError:
             raise PeerAbsent(f"{self.package} is not installed") from None
         except Exception as error:  # a package that is there but broken is as good as absent, and says why

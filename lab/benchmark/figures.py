@@ -1,0 +1,109 @@
+"""Figures as SVG that is the same on every machine, with alternative text, readable in light and dark."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib import rc_context
+from matplotlib.figure import Figure as MplFigure
+
+from lab.benchmark.records import PEER, Record, Row
+from lab.benchmark.tables import labels, shape_text
+
+STYLE = Path(__file__).parents[1] / "style.mplstyle"
+COLOURS = {"torch": "#009E73", "triton": "#0072B2", "cuda": "#D55E00", PEER: "#767676"}
+OTHER = "#CC79A7"  # a backend that is not built in
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An SVG and its alternative text. A notebook shows it as HTML with the SVG inside."""
+
+    svg: str
+    alt: str
+
+    def _repr_html_(self) -> str:
+        return self.svg
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+    def save(self, path: Path) -> None:
+        path.write_text(self.svg)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """matplotlib's defaults and nothing else but the style file, whatever the user has set."""
+    with rc_context():
+        matplotlib.rcdefaults()
+        with rc_context(fname=STYLE):
+            yield
+
+
+def figure(fig: MplFigure, alt: str) -> Figure:
+    """A matplotlib figure as SVG with alternative text `alt`. Call it inside `style()`.
+
+    The identifiers in the SVG derive from `alt`, so that two figures of one page do not share any.
+    """
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": alt}):
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # A style sheet inside of the SVG would apply to the whole page: say the same on the root element.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert box is not None
+    text = html.escape(alt)
+    root = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box.group()} role="img" '
+        f'aria-label="{text}" style="width: 100%; max-width: {float(box[1]) * 4 / 3:.0f}px; height: auto; '
+        f'stroke-linejoin: round; stroke-linecap: butt">\n <title>{text}</title>\n'
+    )
+    return Figure(root + svg[svg.index(">") + 1 :].lstrip("\n"), alt)
+
+
+def colour(row: Row) -> str:
+    return COLOURS.get(row.backend, OTHER)
+
+
+def ladder(
+    record: Record, operator: str, direction: str, shape: Sequence[int], columns: Sequence[str] | None = None
+) -> Figure:
+    """Percent of the ceiling on one workload, a bar for each rung, then for each peer.
+
+    columns: the candidates' labels; None means all. Raises ValueError if the record has no time for the workload.
+    """
+    order = list(columns if columns is not None else labels(record, operator, all_rungs=True))
+    rows = sorted(
+        (row for row in record.select(operator, direction, shape) if row.fraction is not None and row.label in order),
+        key=lambda row: order.index(row.label),
+    )
+    if not rows:
+        raise ValueError(f"the record has no time for {operator} {direction} {shape_text(shape)}")
+    with style():
+        fig = MplFigure(figsize=(5.6, 0.9 + 0.4 * len(rows)))
+        axes = fig.subplots()
+        values = [100 * (row.fraction or 0) for row in rows]
+        axes.barh([row.label for row in rows], values, color=[colour(row) for row in rows])
+        right = max(114, max(values) + 12)
+        for index, value in enumerate(values):  # in a column of their own, right of the ceiling
+            axes.text(right, index, f"{value:.0f}", fontsize=12, ha="right", va="center")
+        axes.invert_yaxis()
+        axes.axvline(100, color="#767676", linestyle="--", linewidth=1)
+        axes.set_xlim(0, right)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.set_xlabel("% of the ceiling")
+        axes.tick_params(left=False)
+        told = ", ".join(f"{row.label} {value:.0f}%" for row, value in zip(rows, values, strict=True))
+        alt = f"{operator} {direction} at {shape_text(shape)} on {record.environment.gpu}, percent of ceiling: {told}"
+        return figure(fig, alt)

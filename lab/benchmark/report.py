@@ -1,0 +1,103 @@
+"""A report of one record: tables and charts, as Markdown beside SVG files or as one HTML page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab.benchmark import records
+from lab.benchmark.figures import Figure, ladder
+from lab.benchmark.records import Record, write_text
+from lab.benchmark.tables import Table, ladder_table, shape_text, table
+from lab.profiling import roofline
+
+Block = str | Table | Figure  # a paragraph, or "# heading" and the like
+
+
+def blocks(record: Record) -> Iterator[Block]:
+    """What a report of `record` says, in order."""
+    e, c = record.environment, record.ceilings
+    yield f"# {record.experiment} on {e.gpu}"
+    commit = f"commit {e.commit or 'unknown'}{', with changes' if e.dirty else ''}"
+    yield f"Measured on {e.date}, at {commit}. {record.method}"
+    yield (
+        f"Ceilings of the same run: a copy of {c.copy_bytes / 2**30:.1f} GiB at {c.copy_gbps:.0f} GB/s, a "
+        f"{c.matmul_size} cubed {c.matmul_dtype} matrix product at {c.matmul_tflops:.0f} TFLOP/s. Percent is the time "
+        "that the minimal bytes or FLOPs take at these, over the median time."
+    )
+    if stale := record.stale():
+        yield f"The sources of {', '.join(stale)} have changed since."
+    yield Table(["", "version"], [["driver", e.driver or "unknown"], ["python", e.python], *e.packages.items()])
+    for op in record.operators():
+        yield f"## {op}"
+        for direction in record.directions(op):
+            yield f"### {op} {direction}, percent of the ceiling"
+            yield table(record, op, direction)
+        timed = dict.fromkeys((row.direction, row.shape) for row in record.select(op) if row.timing)
+        for direction, shape in timed:
+            yield f"### {op} {direction} {shape_text(shape)}"
+            yield ladder_table(record, op, direction, shape)
+            yield ladder(record, op, direction, shape)
+        if timed:
+            direction, shape = next(iter(timed))
+            yield roofline.plot(record, op, shape, direction)
+    failed = [row for row in record.rows if row.error]
+    if failed:
+        yield "## Not timed"
+        yield Table(
+            ["workload", "candidate", "why"],
+            [(f"{r.operator} {r.direction} {shape_text(r.shape)}", r.label, r.error or "") for r in failed],
+        )
+
+
+def write(record: Record, output: Path, as_html: bool = False) -> Path:
+    """Write the report into folder `output`: report.md with its figures as figure-N.svg, or report.html by itself.
+    Returns the path of the report."""
+    output.mkdir(parents=True, exist_ok=True)
+    parts, count = [], 0
+    for block in blocks(record):
+        if isinstance(block, Figure) and not as_html:
+            count += 1
+            block.save(output / f"figure-{count}.svg")
+            parts.append(f"![{block.alt}](figure-{count}.svg)\n")
+        elif isinstance(block, Figure):
+            parts.append(f"<figure>{block.svg}</figure>\n")
+        elif isinstance(block, Table):
+            parts.append(block.html() if as_html else block.markdown())
+        else:
+            parts.append(_html_text(block) if as_html else block + "\n")
+    path = output / ("report.html" if as_html else "report.md")
+    body = "\n".join(parts)
+    write_text(path, _PAGE.format(title=html.escape(record.experiment), body=body) if as_html else body)
+    return path
+
+
+def all_records() -> list[tuple[str, Path]]:
+    """(experiment, path) of every published record."""
+    return [(path.parents[1].name, path) for path in sorted(records.experiments_folder().glob("*/results/*.json"))]
+
+
+def _html_text(text: str) -> str:
+    level = len(text) - len(text.lstrip("#"))
+    return f"<h{level}>{html.escape(text[level:].strip())}</h{level}>\n" if level else f"<p>{html.escape(text)}</p>\n"
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 sans-serif; max-width: 60em; margin: auto; padding: 1em; }}
+th, td {{ padding: 0.2em 0.6em; text-align: right; }}
+th:first-child {{ text-align: left; }}
+figure {{ margin: 1em 0; }}
+</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""

@@ -1,0 +1,157 @@
+"""Tables out of records, for notebooks, reports and terminals."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lab.backends import registry
+from lab.benchmark.experiments import speedup
+from lab.benchmark.records import PEER, Record, Row
+
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of strings. best: (row, column) of the cells to set in bold. A notebook shows it as HTML."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: frozenset[tuple[int, int]] = field(default=frozenset())
+
+    def markdown(self) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return f"| {' | '.join(cells)} |"
+
+        cells = [
+            [f"**{cell}**" if (i, j) in self.best else cell for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        rule = ["---"] + ["---:"] * (len(self.header) - 1)
+        return "\n".join(map(line, [self.header, rule, *cells])) + "\n"
+
+    def html(self) -> str:
+        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.header)
+        body = ""
+        for i, row in enumerate(self.rows):
+            body += f'<tr><th scope="row">{html.escape(row[0])}</th>'
+            for j, cell in enumerate(row[1:], start=1):
+                text = html.escape(cell)
+                body += f"<td>{f'<strong>{text}</strong>' if (i, j) in self.best else text}</td>"
+            body += "</tr>\n"
+        return (
+            '<div style="overflow-x: auto"><table>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n"
+        )
+
+    def text(self) -> str:
+        """Aligned columns for a terminal; an asterisk marks the best."""
+        cells = [
+            [f"{cell}*" if (i, j) in self.best else cell for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        widths = [max(map(len, column)) for column in zip(self.header, *cells, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if j == 0 else cell.rjust(width)
+                for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in [self.header, *cells]
+        ]
+        return "\n".join(lines)
+
+    _repr_html_ = html
+    __repr__ = __str__ = text
+
+
+def percent(record: Record, row: Row) -> float | None:
+    """Percent of the ceiling: floor over median."""
+    return None if row.fraction is None else 100 * row.fraction
+
+
+def microseconds(record: Record, row: Row) -> float | None:
+    """Median time in microseconds."""
+    return None if row.timing is None else row.timing.median_us
+
+
+VALUES: dict[str, tuple[Callable[[Record, Row], float | None], str, bool]] = {
+    "percent": (percent, "{:.0f}", True),
+    "time": (microseconds, "{:.1f}", False),
+    "speedup": (speedup, "{:.2f}", True),
+}  # value: (what it is, how it is written, whether more is better)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def labels(record: Record, operator: str, all_rungs: bool = False) -> list[str]:
+    """The candidates of `operator`: of each backend the best rung that has a time (or every rung), then the peers."""
+    rows = record.select(operator)
+    shown = {row.label for row in rows if row.timing or all_rungs}
+    ours: list[str] = []
+    for backend in registry.backends():
+        ladder = [f"{backend}:{rung.rung}" for rung in registry.ladder(operator, backend)]
+        ladder = [label for label in ladder if label in shown]
+        ours += ladder if all_rungs else ladder[-1:]
+    return ours + list(dict.fromkeys(row.label for row in rows if row.backend == PEER))
+
+
+def table(
+    record: Record,
+    operator: str,
+    direction: str,
+    columns: Sequence[str] | None = None,
+    value: str = "percent",
+) -> Table:
+    """Workloads down, candidates across, the best of each row marked.
+
+    columns: candidates' labels; None means `labels(record, operator)`. value: "percent" (of the ceiling), "time"
+    (microseconds) or "speedup" (over torch eager). Raises KeyError for another value.
+    """
+    read, written, more_is_better = VALUES[value]
+    columns = list(columns if columns is not None else labels(record, operator))
+    shapes = dict.fromkeys(row.shape for row in record.select(operator, direction))
+    rows, best = [], set()
+    for i, shape in enumerate(shapes):
+        found = {row.label: read(record, row) for row in record.select(operator, direction, shape)}
+        values = [found.get(label) for label in columns]
+        cells = [NOTHING if number is None else written.format(number) for number in values]
+        there = [number for number in values if number is not None]
+        if there:
+            top = written.format(max(there) if more_is_better else min(there))
+            best |= {(i, j + 1) for j, cell in enumerate(cells) if cell == top}  # what reads alike is alike
+        rows.append([shape_text(shape), *cells])
+    return Table([f"{operator} {direction}", *columns], rows, frozenset(best))
+
+
+def ladder_table(record: Record, operator: str, direction: str, shape: Sequence[int]) -> Table:
+    """Every rung and peer on one workload: time and its 95% interval, GB/s, percent of the ceiling, speedup."""
+    rows, medians = [], []
+    for row in _in_order(record.select(operator, direction, shape), labels(record, operator, all_rungs=True)):
+        t = row.timing
+        if t is None:
+            rows.append([row.label, *[NOTHING] * 5])
+            medians.append(float("inf"))
+            continue
+        gain = speedup(record, row)
+        rows.append(
+            [
+                row.label,
+                f"{t.median_us:.1f}",
+                f"{t.ci_low_us:.1f}-{t.ci_high_us:.1f}",
+                f"{row.gbps:.0f}",
+                f"{100 * (row.fraction or 0):.0f}",
+                NOTHING if gain is None else f"{gain:.2f}",
+            ]
+        )
+        medians.append(t.median_us)
+    least = min(medians, default=float("inf"))
+    best = frozenset((i, 1) for i, median in enumerate(medians) if median == least < float("inf"))
+    return Table(["", "us", "95%", "GB/s", "% of ceiling", "vs torch"], rows, best)
+
+
+def _in_order(rows: Sequence[Row], order: Sequence[str]) -> list[Row]:
+    return sorted(rows, key=lambda row: order.index(row.label))

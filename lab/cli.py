@@ -1,0 +1,314 @@
+"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `check`. Also `python -m lab`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from lab.backends import registry
+from lab.backends.hardware import default_device, gpu_of
+from lab.benchmark.timing import CannotTime
+
+if TYPE_CHECKING:
+    from lab.benchmark.config import Experiment
+    from lab.benchmark.records import Record
+
+WIDTH = 80
+# Modules that a command alone needs are imported in it: `lab ops` should not wait for matplotlib and torch.compile.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 what was checked is not so, 2 it cannot be done as asked."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["check"]:
+        from lab.check import main as check
+
+        return check(argv[1:])
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except (ValueError, FileNotFoundError, registry.BackendUnavailable, CannotTime) as error:
+        print(f"lab {arguments.name}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lab", description="LLM Kernel Lab.")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
+
+    ops = commands.add_parser("ops", help="operators, backends, rungs, and what can run here")
+    ops.add_argument("op", nargs="?", metavar="OP", help="one operator (default: all)")
+    ops.add_argument("--resources", action="store_true", help="registers, spills and shared memory per architecture")
+    ops.add_argument("--json", action="store_true", help="print JSON")
+    ops.set_defaults(command=_ops)
+
+    bench = commands.add_parser("bench", help="time implementations of an operator")
+    bench.add_argument("--level", choices=["kernel"], default="kernel", help="what is timed (default: kernel)")
+    bench.add_argument("--op", help="operator")
+    bench.add_argument(
+        "--backend", action="append", metavar="CHOICE", help='"triton", "triton:naive", or "triton:*"; may be repeated'
+    )
+    bench.add_argument(
+        "--shape", action="append", help="such as 16384x4096, or a name that `lab ops OP` lists; may be repeated"
+    )
+    bench.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
+    bench.add_argument("--direction", choices=["forward", "backward", "both"], default="forward")
+    bench.add_argument("--peers", action="store_true", help="time the peers that are installed too")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the record")
+    bench.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
+    bench.add_argument("--smoke", action="store_true", help="smallest shape, few samples; no GPU needed")
+    bench.set_defaults(command=_bench)
+
+    record = commands.add_parser("record", help="measure an experiment and publish its record")
+    record.add_argument("experiment", metavar="NAME")
+    record.add_argument("--output", type=Path, metavar="DIR", help="write here, and not into the checkout")
+    record.set_defaults(command=_record)
+
+    reproduce = commands.add_parser("reproduce", help="measure an experiment again; exit 1 if it has drifted")
+    reproduce.add_argument("experiment", metavar="NAME")
+    reproduce.set_defaults(command=_reproduce)
+
+    report = commands.add_parser("report", help="tables and charts out of published records")
+    report.add_argument("experiment", nargs="?", metavar="NAME")
+    report.add_argument("--all", action="store_true", help="every published record")
+    report.add_argument("--output", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
+    report.add_argument("--html", action="store_true", help="one HTML page instead of Markdown")
+    report.set_defaults(command=_report)
+
+    commands.add_parser("check", help="check a solution of an exercise; see `lab check --help`")
+    return parser
+
+
+# lab ops ------------------------------------------------------------------------------------------------------------
+
+
+def _ops(arguments: argparse.Namespace) -> int:
+    names = [registry.operator(arguments.op).name] if arguments.op else list(registry.operators())
+    if arguments.resources:
+        from lab.profiling import resources
+
+        for name in names:
+            print(resources.table(name))
+        return 0
+    described = {name: _describe(name) for name in names}
+    if arguments.json:
+        print(json.dumps(described, indent=2))
+        return 0
+    device = default_device()
+    print(f"On {gpu_of(device).name if device.type == 'cuda' else 'this machine, which has no GPU'}:")
+    for name, about in described.items():
+        print(f"\n{name}({', '.join(about['arguments'])})")
+        _wrapped("auto: ", f"{about['auto']['choice']} ({about['auto']['reason']})", "  ")
+        for backend, rungs in about["backends"].items():
+            reasons = list({rung["unavailable"]: None for rung in rungs})
+            if len(reasons) == 1:
+                state = "runs here" if reasons[0] is None else f"cannot run: {reasons[0]}"
+            else:
+                state = "runs here in part" if reasons else "does not implement it"
+            _wrapped(f"{backend}: ", state, "  ")
+            for rung in rungs:
+                own = f" [cannot run: {rung['unavailable']}]" if len(reasons) > 1 and rung["unavailable"] else ""
+                _wrapped(f"{rung['rung']}: ", rung["change"] + own, "    ")
+        shapes = (f"{shape} {'x'.join(map(str, sizes))}" for shape, sizes in about["shapes"].items())
+        _wrapped("shapes: ", ", ".join(shapes), "  ")
+    return 0
+
+
+def _wrapped(name: str, text: str, indent: str) -> None:
+    print(textwrap.fill(name + text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  "))
+
+
+def _describe(name: str) -> dict:
+    op, device = registry.operator(name), default_device()
+    auto = registry.resolve(name, "auto", device)
+    return {
+        "arguments": [str(parameter) for parameter in op.signature.parameters],
+        "auto": {"choice": str(auto.implementation), "reason": auto.reason.removeprefix("auto: ")},
+        "backends": {
+            backend: [
+                {"rung": rung.rung, "change": rung.change, "unavailable": rung.unavailable(device)}
+                for rung in registry.ladder(name, backend)
+            ]
+            for backend in registry.backends()
+        },
+        "shapes": {shape: list(sizes) for shape, sizes in op.shapes.items()},
+    }
+
+
+# lab bench ----------------------------------------------------------------------------------------------------------
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from lab.benchmark import timing
+
+    if not arguments.smoke and not arguments.op:
+        raise ValueError(f"--op is missing; expected one of {', '.join(registry.operators())}")
+    experiments = [_ad_hoc(arguments, op) for op in ([arguments.op] if arguments.op else registry.operators())]
+    if arguments.smoke and not torch.cuda.is_available():
+        return _without_gpu(experiments)
+    timing.require_gpu()
+    from lab.benchmark.experiments import Instruments, gpu_instruments, run
+
+    instruments: Instruments = gpu_instruments()
+    measured = [run(experiment, instruments) for experiment in experiments]
+    for record in measured:
+        _print_record(record)
+    for path, written in ((arguments.json, _json_text), (arguments.csv, _csv_text)):
+        if path is not None:
+            from lab.benchmark.records import write_text
+
+            write_text(path, written(measured))
+    return 0
+
+
+def _ad_hoc(arguments: argparse.Namespace, op: str) -> Experiment:
+    """The experiment that the arguments of `lab bench` describe."""
+    from lab.benchmark import config
+    from lab.benchmark.peers import peers
+
+    contract = registry.operator(op)
+    named = arguments.shape or [next(iter(contract.shapes))]
+    if arguments.smoke and not arguments.shape:
+        dtype = torch.float32
+        named = [min(contract.shapes, key=lambda shape: contract.cost(contract.shapes[shape], dtype, "forward").bytes)]
+    shapes = [list(contract.shapes[text]) if text in contract.shapes else _shape(text) for text in named]
+    every = [f"{backend}:*" for backend in registry.backends() if registry.ladder(op, backend)]
+    return config.parse(
+        f"bench-{op}",
+        {
+            "seed": 0,
+            "samples": {"min": 5, "max": 10} if arguments.smoke else {"min": 20, "max": 60},
+            "operators": {
+                op: [{"shape": s, "dtype": arguments.dtype, "directions": [arguments.direction]} for s in shapes]
+            },
+            "implementations": arguments.backend or every,
+            "peers": list(peers(op)) if arguments.peers else [],
+        },
+    )
+
+
+def _shape(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.lower().split("x")]
+    except ValueError:
+        raise ValueError(f"--shape is {text!r}; expected sizes such as 16384x4096, or a shape's name") from None
+
+
+def _without_gpu(bench: list[Experiment]) -> int:
+    """What can be said honestly where nothing can be timed: the configs are valid, and what the work amounts to."""
+    from lab.benchmark import config, records
+    from lab.benchmark.tables import Table, shape_text
+
+    experiments = [*bench, *map(config.load, config.names())]
+    for experiment in experiments:
+        try:
+            ceilings, gpu = (record := records.published(experiment.name)).ceilings, record.environment.gpu
+        except FileNotFoundError:
+            ceilings, gpu = None, ""
+        rows = []
+        for workload in experiment.workloads:
+            operator = registry.operator(workload.operator)
+            cost = operator.cost(workload.shape, workload.torch_dtype, workload.direction)
+            rows.append(
+                [
+                    f"{workload.operator} {workload.direction}",
+                    shape_text(workload.shape),
+                    f"{cost.bytes / 1e6:.1f}",
+                    f"{cost.flops / 1e6:.1f}",
+                    f"{cost.intensity:.2f}",
+                    f"{ceilings.floor_us(cost):.1f}" if ceilings else "-",
+                ]
+            )
+        header = ["operator", "shape", "MB", "MFLOP", "FLOP/B", "floor us"]
+        print(f"{experiment.name}: the config is valid{f'; floors at the ceilings of {gpu}' if gpu else ''}")
+        print(textwrap.indent(Table(header, rows).text(), "  "))
+    print("Nothing was timed: this machine has no GPU.")
+    return 0
+
+
+def _print_record(record: Record) -> None:
+    from lab.benchmark.tables import ladder_table, shape_text
+
+    c = record.ceilings
+    product = f"{c.matmul_dtype} product {c.matmul_tflops:.0f} TFLOP/s"
+    print(f"{record.environment.gpu}: copy {c.copy_gbps:.0f} GB/s, {product}")
+    for op, direction, shape, dtype in dict.fromkeys(row.workload for row in record.rows):
+        print(f"\n{op} {direction} {shape_text(shape)} {dtype}")
+        print(ladder_table(record, op, direction, shape).text())
+    _print_failures(record)
+
+
+def _print_failures(record: Record) -> None:
+    from lab.benchmark.tables import shape_text
+
+    for row in record.rows:
+        if row.error:
+            where = f"not timed: {row.operator} {row.direction} {shape_text(row.shape)} {row.label}: "
+            _wrapped(where, row.error, "")
+
+
+def _json_text(measured: list[Record]) -> str:
+    from lab.benchmark.records import as_json
+
+    return as_json(measured[0]) if len(measured) == 1 else f"[{','.join(map(as_json, measured))}]\n"
+
+
+def _csv_text(measured: list[Record]) -> str:
+    lines = []
+    for record in measured:
+        for row in record.rows:
+            flat = asdict(row)
+            timing = flat.pop("timing") or {}
+            flat |= {"shape": "x".join(map(str, row.shape)), "notes": "; ".join(row.notes)}
+            lines.append({"gpu": record.environment.gpu, **flat, **timing})
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+# lab record, reproduce, report --------------------------------------------------------------------------------------
+
+
+def _record(arguments: argparse.Namespace) -> int:
+    from lab.benchmark import config, experiments
+
+    record = experiments.run(config.load(arguments.experiment))
+    path = experiments.publish(record, arguments.output)
+    _print_record(record)
+    print(f"\nwrote {path}")
+    return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from lab.benchmark import experiments
+
+    drifted = experiments.reproduce(arguments.experiment)
+    for drift in drifted:
+        _wrapped("drifted: ", str(drift), "")
+    print(f"{arguments.experiment}: {f'{len(drifted)} ratios have drifted' if drifted else 'reproduced'}")
+    return 1 if drifted else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from lab.benchmark import records, report
+
+    if bool(arguments.experiment) == arguments.all:
+        raise ValueError("expected either the NAME of an experiment or --all")
+    paths = [(name, path) for name, path in report.all_records() if arguments.all or name == arguments.experiment]
+    if not paths:
+        raise ValueError(f"no published record{'' if arguments.all else f' of experiment {arguments.experiment!r}'}")
+    for name, path in paths:
+        print(report.write(records.read(path), arguments.output / name / path.stem, arguments.html))
+    return 0

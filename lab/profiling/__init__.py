@@ -1,0 +1,1 @@
+"""Why a kernel takes the time that it takes: rooflines, resources and counters."""

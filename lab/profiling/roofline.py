@@ -1,0 +1,122 @@
+"""The roofline: how fast an operator's work can go on a GPU, and what bounds it.
+
+A pass that does F FLOPs and moves B bytes has the intensity F / B. On a GPU that copies `bandwidth` bytes and computes
+`rate` FLOPs a second, it cannot do more than min(rate, intensity x bandwidth) FLOPs a second. Left of the ridge, where
+the two are equal, memory is the bound; right of it, compute is. Both ceilings are measured, and come out of a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure as MplFigure
+
+from lab.backends import registry
+from lab.benchmark.ceilings import Ceilings
+from lab.benchmark.figures import Figure, colour, figure, style
+from lab.benchmark.records import PEER, Record
+from lab.benchmark.tables import labels, shape_text
+from lab.ops.operator import Cost
+
+MARKERS = "os^Dv<>Pp*hX"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Where one pass lies under the ceilings of one GPU.
+
+    intensity: FLOPs a byte, of the minimal bytes. ridge: the intensity at which memory and compute take equally long.
+    bound: "memory" or "compute". floor_us: microseconds that the pass takes at the least. roof_tflops: TFLOP/s that it
+    reaches then.
+    """
+
+    cost: Cost
+    ceilings: Ceilings
+
+    @property
+    def intensity(self) -> float:
+        return self.cost.intensity
+
+    @property
+    def ridge(self) -> float:
+        return self.ceilings.matmul_tflops * 1e3 / self.ceilings.copy_gbps
+
+    @property
+    def bound(self) -> str:
+        return "memory" if self.intensity < self.ridge else "compute"
+
+    @property
+    def floor_us(self) -> float:
+        return self.ceilings.floor_us(self.cost)
+
+    @property
+    def roof_tflops(self) -> float:
+        return self.cost.flops / self.floor_us / 1e6
+
+
+def roofline(record: Record, operator: str, shape: Sequence[int], direction: str, dtype: str = "bfloat16") -> Roofline:
+    """The roofline of a pass at the ceilings of `record`; the workload itself need not be in the record.
+
+    Raises ValueError for an unknown operator.
+    """
+    cost = registry.operator(operator).cost(tuple(shape), getattr(torch, dtype), direction)
+    return Roofline(cost, record.ceilings)
+
+
+def plot(record: Record, operator: str, shape: Sequence[int], direction: str) -> Figure:
+    """Both roofs, and every rung and peer that has a time on this workload, each with its own marker.
+
+    All do the same work, so they stand above one another at the operator's intensity: the nearer to the roof, the less
+    time is lost. The inset shows them side by side under the roof, on a linear scale.
+
+    Raises ValueError if the record has no time for the workload.
+    """
+    order = labels(record, operator, all_rungs=True)
+    rows = [row for row in record.select(operator, direction, shape) if row.tflops is not None]
+    rows.sort(key=lambda row: order.index(row.label))
+    if not rows:
+        raise ValueError(f"the record has no time for {operator} {direction} {shape_text(shape)}")
+    here = roofline(record, operator, shape, direction, rows[0].dtype)
+    bandwidth, rate = record.ceilings.copy_gbps, record.ceilings.matmul_tflops
+    left, right = min(here.intensity, here.ridge) / 8, max(here.intensity, here.ridge) * 8
+    achieved = [row.tflops or 0 for row in rows]
+    with style():
+        fig = MplFigure(figsize=(5.6, 4.0 + 0.22 * len(rows)))
+        axes = fig.subplots()
+        axes.loglog(
+            [left, here.ridge, right], [left * bandwidth / 1e3, rate, rate], color="#767676", zorder=1, linewidth=2
+        )
+        axes.text(left * 1.2, rate / 4, f"memory: {bandwidth:.0f} GB/s", fontsize=12)
+        axes.text(right, rate * 1.15, f"compute: {rate:.0f} TFLOP/s", fontsize=12, ha="right")
+        near = axes.inset_axes((0.53, 0.08, 0.46, 0.42))  # the part below the roof, its points side by side
+        near.axhline(here.roof_tflops, color="#767676")
+        near.text(len(rows) - 0.5, here.roof_tflops, "roof", fontsize=12, ha="right", va="bottom")
+        near.set(xlim=(-0.5, len(rows) - 0.5), ylim=(0, 1.2 * max(here.roof_tflops, *achieved)), xticks=[])
+        for index, (row, value) in enumerate(zip(rows, achieved, strict=True)):
+            looks: dict[str, Any] = {
+                "linestyle": "none",
+                "marker": MARKERS[index % len(MARKERS)],
+                "color": colour(row),
+                "markerfacecolor": "none" if row.backend == PEER else colour(row),
+            }
+            axes.plot(here.intensity, value, label=f"{row.label} {_number(value)}", **looks)
+            near.plot(index, value, **looks)
+        axes.set_xlim(left, right)
+        axes.set_ylim(min(min(achieved), left * bandwidth / 1e3) / 2, rate * 3)
+        axes.set_xlabel("FLOPs a byte")
+        axes.set_ylabel("TFLOP/s")
+        fig.legend(loc="outside lower center", ncols=2, handletextpad=0.2, columnspacing=1.0)
+        told = ", ".join(f"{row.label} {_number(value)}" for row, value in zip(rows, achieved, strict=True))
+        alt = (
+            f"Roofline of {operator} {direction} at {shape_text(shape)} on {record.environment.gpu}: "
+            f"{here.bound}-bound at {here.intensity:.3g} FLOPs a byte under a roof of {here.roof_tflops:.3g} TFLOP/s; "
+            f"reached: {told}"
+        )
+        return figure(fig, alt)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"

@@ -1,0 +1,760 @@
+"""Timing, records, experiments, tables and figures, on a machine with no GPU: what is timed is faked, all else runs."""
+
+import json
+import math
+import random
+import shutil
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from lab.backends import registry
+from lab.benchmark import (
+    candidates,
+    config,
+    environment,
+    experiments,
+    figures,
+    records,
+    report,
+    sources,
+    tables,
+    timing,
+)
+from lab.benchmark.ceilings import Ceilings
+from lab.benchmark.peers import Peer, PeerAbsent, peers
+
+LAB = Path(records.__file__).parents[1]
+
+# Timing ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "count, interval", [(2, (0, 1)), (5, (0, 4)), (6, (0, 5)), (10, (1, 8)), (20, (5, 14)), (50, (17, 32))]
+)
+def test_median_interval_is_that_of_the_tables(count, interval):
+    assert timing.median_interval(count) == interval
+
+
+def test_median_interval_covers_the_median_in_95_percent_of_skewed_samples():
+    draw = random.Random(1)
+    low, high = timing.median_interval(20)
+    covered = 0
+    for _ in range(2000):
+        ordered = sorted(draw.expovariate(1.0) for _ in range(20))
+        covered += ordered[low] <= math.log(2) <= ordered[high]
+    assert 0.94 < covered / 2000 < 0.98
+
+
+def test_summarize():
+    t = timing.summarize([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])
+    assert (t.median_us, t.p20_us, t.p80_us, t.mean_us, t.count) == (3.5, 2.0, 5.0, 3.5, 6)
+    assert (t.ci_low_us, t.ci_high_us) == (1.0, 6.0)
+    assert t.std_us == pytest.approx(1.8708, rel=1e-4)
+
+
+def test_measure_takes_turns_and_does_not_count_the_warm_up():
+    order, times = [], {"a": iter([900.0, 900.0] + [10.0] * 5), "b": iter([900.0, 900.0] + [20.0] * 5)}
+    calls = {"a": lambda: "a", "b": lambda: "b"}
+
+    def sample(fn):
+        order.append(fn())
+        return next(times[fn()])
+
+    result = timing.measure(calls, sample=sample, warmup=2, min_count=5, max_count=5)
+    assert all(one != other for one, other in pairwise(order))
+    assert (result["a"].median_us, result["b"].median_us, result["a"].count) == (10.0, 20.0, 5)
+
+
+@pytest.mark.parametrize(
+    "spread, arguments, count",
+    [
+        (0.0, {"min_count": 8, "max_count": 40}, 8),  # sure at once
+        (50.0, {"min_count": 8, "max_count": 40}, 40),  # never sure
+        (50.0, {"min_count": 8, "max_count": 40, "target": 1.0}, 8),
+        (0.0, {"min_count": 8, "max_count": 40, "cap_s": -1.0}, 3),  # out of time
+    ],
+)
+def test_measure_stops(spread, arguments, count):
+    draw = random.Random(0)
+    result = timing.measure({"a": lambda: None}, sample=lambda fn: 100 + spread * draw.random(), **arguments)
+    assert result["a"].count == count
+
+
+def test_timing_refuses_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for refused in (
+        lambda: timing.measure({"a": lambda: None}),
+        lambda: timing.graph_time(lambda: None),
+        lambda: timing.launch_overhead(lambda: None),
+        lambda: timing.peak_memory_delta(lambda: None),
+        experiments.gpu_instruments,
+    ):
+        with pytest.raises(RuntimeError, match="needs a CUDA GPU"):
+            refused()
+
+
+def test_timing_refuses_in_the_interpreter(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RuntimeError, match="interpreter"):
+        timing.measure({"a": lambda: None})
+
+
+class FakeStream:
+    """Stands in for CUDA events, and for the buffer that is cleared; logs what is put on the stream."""
+
+    def __init__(self, hidden_behind: int):
+        self.log, self.hidden_behind, self.clears = [], hidden_behind, 0
+
+    def zero_(self):
+        self.log.append("clear")
+
+    def Event(self, enable_timing):
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, stream):
+        self.stream = stream
+
+    def record(self):
+        self.stream.log.append("record")
+
+    def query(self):
+        return self.stream.log.count("clear") < self.stream.hidden_behind  # the GPU is done: the launch was not hidden
+
+    def synchronize(self):
+        self.stream.log.append("synchronize")
+
+    def elapsed_time(self, end):
+        return 0.25
+
+
+@pytest.mark.parametrize("hidden_behind, clears", [(0, [1]), (3, [1, 2]), (10**6, [1, 2, 4, 8, 16])])
+def test_the_clear_comes_first_and_hides_the_launch(monkeypatch, hidden_behind, clears):
+    stream = FakeStream(hidden_behind)
+    monkeypatch.setattr(torch.cuda, "Event", stream.Event)
+    sampler = object.__new__(timing.ColdSampler)
+    sampler.buffer, sampler.clears = stream, 1
+    assert sampler(lambda: stream.log.append("call")) == 250.0
+    attempts = [["clear"] * count + ["record", "call", "record", "synchronize"] for count in clears]
+    assert stream.log == [step for attempt in attempts for step in attempt]
+    assert sampler.clears == clears[-1]
+
+
+def test_a_time_below_the_floor_is_impossible():
+    t = timing.summarize([100.0, 100.0])
+    timing.check_possible(t, 102.0)  # honest kernels reach that
+    with pytest.raises(timing.ImpossibleTiming, match="below the physical floor"):
+        timing.check_possible(t, 150.0)
+    with pytest.raises(timing.ImpossibleTiming):
+        timing.check_possible(replace(t, median_us=float("nan")), 1.0)
+
+
+# A whole run, with fake times -----------------------------------------------------------------------------------------
+
+CONFIG = {
+    "seed": 0,
+    "samples": {"min": 5, "max": 6},
+    "operators": {
+        "rmsnorm": [{"shape": [200, 64], "dtype": "float32", "directions": ["forward", "backward", "both"]}],
+        "add_rmsnorm": [{"shape": [3, 64], "dtype": "float32", "directions": ["forward", "both"]}],
+    },
+    "implementations": ["torch:*", "fake:*"],
+    "peers": ["torch eager", "liger"],
+}
+CEILINGS = Ceilings(copy_gbps=1.0, copy_bytes=1 << 30, matmul_tflops=100.0, matmul_dtype="bfloat16", matmul_size=8192)
+ENVIRONMENT = environment.Environment(
+    gpu="NVIDIA Fake 80GB", power_limit_w=700.0, sm_clock_mhz=None, memory_clock_mhz=None, driver="1", cuda="13.0",
+    python="3.12.0", platform="Linux", lab="0.1.0", packages={"torch": "2.11"}, commit="0" * 40, dirty=False,
+    date="2026-01-01T00:00:00+00:00",
+)  # fmt: skip
+
+
+@pytest.fixture
+def fake_backend(monkeypatch):
+    """A backend with a right rung, a wrong one, one that refuses, one that raises and one that is unavailable."""
+    registry.backends()  # loads the built-in ones, once, and so not into the copy
+    monkeypatch.setattr(registry, "_ladders", dict(registry._ladders))
+    right = registry.ladder("rmsnorm", "torch")[0]
+
+    def broken(*args):
+        raise RuntimeError("a kernel\nthat failed")
+
+    def double(*args):
+        y, rstd = right.forward(*args)
+        return 2 * y, rstd
+
+    def zero_dw(*args):
+        dx, dw = right.backward(*args)
+        return dx, torch.zeros_like(dw)
+
+    rungs = [
+        replace(right, rung="raises", forward=broken, backward=broken),
+        replace(right, rung="wrong", forward=double, backward=zero_dw),
+        replace(right, rung="refuses", refuses=lambda *args: "too long"),
+        replace(right, rung="unavailable", unavailable=lambda device: "needs Hopper"),
+        replace(right, rung="right"),
+    ]
+    registry.register_backend("fake", {"rmsnorm": rungs})
+
+
+def instruments(sample=lambda fn: fn() and 5000.0):
+    return experiments.Instruments(
+        torch.device("cpu"), ENVIRONMENT, CEILINGS, sample,
+        graph_time=lambda fn: timing.GraphTime(None, "faked"), launch_overhead=lambda fn: 7.0,
+        peak_memory=lambda fn: 1024, synchronize=lambda: None,
+    )  # fmt: skip
+
+
+_measured = []
+
+
+@pytest.fixture
+def record(fake_backend):
+    if not _measured:  # once: a record cannot be changed
+        _measured.append(experiments.run(config.parse("fake", CONFIG), instruments(), progress=False))
+    return _measured[0]
+
+
+def test_run_records_every_candidate(record):
+    per_workload = {}
+    for row in record.rows:
+        per_workload.setdefault(row.workload, []).append(row.label)
+    ladder = ["torch:eager", "fake:raises", "fake:wrong", "fake:refuses", "fake:unavailable", "fake:right"]
+    assert per_workload == {
+        ("rmsnorm", "forward", (200, 64), "float32"): [*ladder, "torch eager", "liger"],
+        ("rmsnorm", "backward", (200, 64), "float32"): [*ladder, "torch eager", "liger"],
+        ("rmsnorm", "both", (200, 64), "float32"): [*ladder, "torch eager", "liger"],
+        ("add_rmsnorm", "forward", (3, 64), "float32"): ["torch:eager", "torch eager", "liger"],
+        ("add_rmsnorm", "both", (3, 64), "float32"): ["torch:eager", "torch eager", "liger"],
+    }
+
+
+def test_run_measures_the_right_and_gives_the_rest_their_errors(record):
+    for row in record.select("rmsnorm"):
+        expected = {
+            "fake:raises": "RuntimeError: a kernel",
+            "fake:wrong": "WrongResult: ",
+            "fake:refuses": "cannot run: too long",
+            "fake:unavailable": "cannot run: needs Hopper",
+            "liger": "absent: liger-kernel",
+        }.get(row.label)
+        if expected:
+            assert row.error.startswith(expected) and row.timing is None and row.fraction is None
+        else:
+            assert row.error is None and row.timing.median_us == 5000.0
+            assert row.gbps == pytest.approx(row.bytes / 5000e3)
+            assert row.fraction == pytest.approx(row.bytes / 1e3 / 5000.0)
+            assert row.peak_memory == 1024 and row.compile_s > 0
+    forward = record.select("rmsnorm", "forward", (200, 64), "fake:right")[0]
+    assert forward.bytes == 2 * 200 * 64 * 4 + 64 * 4
+    assert "dw" in record.select("rmsnorm", "backward", label="fake:wrong")[0].error
+    assert record.select("rmsnorm", "forward", label="torch eager")[0].version == torch.__version__
+
+
+def test_launch_and_graph_are_measured_where_the_floor_is_short(record):
+    short = record.select("add_rmsnorm", "forward", label="torch:eager")[0]
+    long = record.select("rmsnorm", "forward", label="torch:eager")[0]
+    assert short.floor_us < experiments.SHORT_US < long.floor_us
+    assert short.launch_us == 7.0 and short.notes == ("graph: faked",)
+    assert long.launch_us is None and "not measured" in long.notes[0]
+
+
+def test_an_impossible_time_is_an_error_and_no_time(fake_backend):
+    record = experiments.run(config.parse("fake", CONFIG), instruments(lambda fn: fn() and 0.001), progress=False)
+    timed = [row for row in record.rows if row.timing]
+    assert not timed
+    assert "ImpossibleTiming" in record.select("rmsnorm", "forward", label="fake:right")[0].error
+
+
+def test_running_out_of_memory_is_recorded(fake_backend):
+    def sample(fn):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    record = experiments.run(config.parse("fake", CONFIG), instruments(sample), progress=False)
+    assert record.select("rmsnorm", "forward", label="fake:right")[0].error == "OutOfMemoryError: out of memory"
+
+
+def test_a_broken_gpu_ends_the_run(fake_backend):
+    def dead():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        experiments.run(config.parse("fake", CONFIG), replace(instruments(), synchronize=dead), progress=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_real_run_times_everything_that_can_run():
+    entries = [{"shape": [64, 4096], "dtype": "float16", "directions": list(config.DIRECTIONS)}]
+    raw = CONFIG | {
+        "operators": dict.fromkeys(registry.operators(), entries),
+        "implementations": ["torch:*", "triton:*", "cuda:*"],
+        "peers": ["torch eager", "torch.compile", "liger", "quack"],
+    }
+    record = experiments.run(config.parse("real", raw), progress=False)
+    assert record.environment.gpu == torch.cuda.get_device_name()
+    assert record.ceilings.copy_gbps > 50 and record.ceilings.matmul_tflops > 5
+    untimed = [row for row in record.rows if row.error and not row.error.startswith(("cannot run: ", "absent: "))]
+    assert not untimed, [f"{row.workload} {row.label}: {row.error}" for row in untimed]
+    for row in record.rows:
+        if row.timing:
+            assert row.launch_us > 0 and (row.graph_us is None) == any(note.startswith("graph: ") for note in row.notes)
+        if row.timing and row.direction == "forward" and row.backend != records.PEER:
+            assert row.graph_us is not None, row.notes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_cache_is_cold_and_the_launch_hidden():
+    x = torch.zeros(1 << 20, device="cuda")  # 4 MB, which every L2 holds
+    y = torch.empty_like(x)
+    cold = timing.measure({"copy": lambda: y.copy_(x)})["copy"].median_us
+    warm = timing.graph_time(lambda: y.copy_(x)).us
+    assert warm is not None and cold > warm
+    slow_launch = timing.measure({"copy": lambda: time.sleep(500e-6) or y.copy_(x)})["copy"].median_us
+    assert slow_launch < 100
+
+
+@pytest.mark.parametrize("op, shape", [("rmsnorm", (200, 33)), ("rmsnorm", (64, 64)), ("add_rmsnorm", (1, 5))])
+def test_what_is_expected_is_what_float64_gives_in_full(monkeypatch, op, shape):
+    monkeypatch.setattr(candidates, "CHUNK", 1000)  # several chunks
+    inputs = candidates.Inputs(candidates.Workload(op, shape, "float64", "both"), torch.device("cpu"), 0)
+    expected = candidates.Expected(inputs)
+    full = inputs.call_of_peer(inputs.op.reference)()
+    expected.check(full)
+    assert expected.rows is not None and len(expected.rows) == min(64, shape[0])
+    assert torch.allclose(expected.values["dweight"], full[-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("direction", config.DIRECTIONS)
+@pytest.mark.parametrize("op", registry.operators())
+def test_the_calls_of_every_rung_that_runs_here_are_right(op, direction):
+    inputs = candidates.Inputs(candidates.Workload(op, (5, 40), "float32", direction), torch.device("cpu"), 0)
+    expected = candidates.Expected(inputs)
+    for rung in registry.implementations(op):
+        if not rung.unavailable(torch.device("cpu")):
+            expected.check(inputs.call_of(rung)())
+
+
+@pytest.mark.parametrize("name, where", [("y", (199, 32)), ("y", (0, 0)), ("dx", (199, 0)), ("dweight", (7,))])
+@pytest.mark.parametrize("planted", [1e3, float("nan")])
+def test_one_wrong_element_is_found(name, where, planted):
+    inputs = candidates.Inputs(candidates.Workload("rmsnorm", (200, 33), "bfloat16", "both"), torch.device("cpu"), 0)
+    expected = candidates.Expected(inputs)
+    results = [result.detach().clone() for result in inputs.call_of_peer(inputs.op.reference)()]
+    expected.check(tuple(results))
+    results[inputs.names.index(name)][where] = planted
+    with pytest.raises(candidates.WrongResult, match=f"^{name} is wrong in 1 of"):
+        expected.check(tuple(results))
+
+
+def test_compiled_peers_run_backward_again_and_again():
+    for direction in ("both", "backward"):
+        torch._dynamo.reset()
+        workload = candidates.Workload("rmsnorm", (8, 32), "float32", direction)
+        inputs = candidates.Inputs(workload, torch.device("cpu"), 0)
+        compiled = torch.compile(peers("rmsnorm")["torch eager"].make(), backend="aot_eager", fullgraph=True)
+        call = inputs.call_of_peer(compiled)
+        candidates.Expected(inputs).check(call())
+        candidates.Expected(inputs).check(call())
+
+
+def test_a_peer_that_is_absent_or_broken_says_so():
+    def broken():
+        raise AttributeError("no such thing")
+
+    with pytest.raises(PeerAbsent, match="no-such-package is not installed"):
+        Peer("no-such-package", broken).load()
+    with pytest.raises(PeerAbsent, match="torch cannot be used: AttributeError: no such thing"):
+        Peer("torch", broken).load()
+    assert peers("no_such_operator") == {}
+
+
+# Records --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_survives_json(record, tmp_path):
+    record.write(tmp_path / "r.json")
+    again = records.read(tmp_path / "r.json")
+    again.write(tmp_path / "again.json")
+    assert (tmp_path / "r.json").read_text() == (tmp_path / "again.json").read_text()
+    assert again.environment == record.environment and again.rows[0].workload == record.rows[0].workload
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda raw: raw.update(schema=0), "schema is 0"),
+        (lambda raw: raw.pop("ceilings"), r"record is \['ceilings'\]"),
+        (lambda raw: raw["rows"][0].update(extra=1), r"rows\[0\] is \['extra'\]"),
+        (lambda raw: raw["rows"][0].update(bytes="many"), r"rows\[0\].bytes is 'many'; expected int"),
+        (lambda raw: raw["rows"][0].update(direction="sideways"), r"rows\[0\].direction is 'sideways'"),
+        (lambda raw: raw["rows"][0].update(timing=None), "either a timing or an error"),
+        (lambda raw: raw["rows"][0].update(fraction=0.99), "floor over median"),
+        (lambda raw: raw["rows"][0]["timing"].update(p80_us=1.0), "p20 <= median <= p80"),
+        (lambda raw: raw["ceilings"].update(copy_gbps=float("nan")), "a finite number"),
+        (lambda raw: raw["ceilings"].update(copy_gbps=True), "a number"),
+    ],
+)
+def test_a_broken_record_is_refused(record, tmp_path, break_it, message):
+    path = tmp_path / "r.json"
+    record.write(path)
+    raw = json.loads(path.read_text())
+    break_it(raw)
+    path.write_text(json.dumps(raw))
+    with pytest.raises(records.RecordError, match=message):
+        records.read(path)
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "a" / "r.json"
+    records.write_text(path, "old")
+
+    def fails(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(records.os, "replace", fails)
+    with pytest.raises(OSError):
+        records.write_text(path, "new")
+    assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_record_cannot_hold_nan(record, tmp_path):
+    with pytest.raises(records.RecordError, match="cannot hold nan"):
+        replace(record, rows=(replace(record.rows[0], graph_us=float("nan")),)).write(tmp_path / "r.json")
+
+
+PUBLISHED = sorted((LAB.parent / "book" / "experiments").glob("*/results/*.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parents[1].name}/{path.name}")
+def test_published_records_are_valid_and_of_the_present_sources(path):
+    published = records.read(path)
+    assert path.stem == environment.slug(published.environment.gpu)
+    stale = published.stale()
+    assert not stale, (
+        f"sources of {stale} have changed since {path} was measured: run `lab record {published.experiment}`"
+    )
+
+
+def test_a_record_of_other_sources_is_stale(record):
+    assert record.stale() == []
+    assert replace(record, hashes={**record.hashes, "rmsnorm": "0" * 64}).stale() == ["rmsnorm"]
+
+
+# Source hashes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path):
+    files = {
+        "ops/x.py": '"""Doc."""\nfrom lab.ops.operator import Operator\nimport torch\n\nA = 1  # one\n',
+        "ops/operator.py": "class Operator: ...\n",
+        "ops/y.py": "Y = 1\n",
+        "backends/triton/x.py": (
+            "from lab.backends.triton.helper import add\nfrom . import sibling\n\n\ndef f(a):\n"
+            '    """Doc."""\n    if a < 0:\n        raise ValueError(f"a is {a}")\n    return add(a, 1)\n\n\n'
+            'LADDER = [Implementation(f, f, change="what it does")]\n'
+        ),
+        "backends/triton/helper.py": "def add(a, b):\n    return a + b\n",
+        "backends/triton/sibling.py": "S = 1\n",
+        "backends/cuda/x.py": 'from lab.backends.cuda import base\nSOURCE = source_of(HERE / "reduce.cuh")\n',
+        "backends/cuda/base.py": 'SOURCE = Path(__file__).with_suffix(".cu")\n',
+        "backends/cuda/base.cu": "int b;\n",
+        "backends/cuda/x.cu": '#include "warp.cuh"\n// comment\n__global__ void f(int *a) { a[0] = 1; /* so */ }\n',
+        "backends/cuda/reduce.cuh": "__device__ int r = 2;\n",
+        "backends/cuda/warp.cuh": "__device__ int w = 2;\n",
+        "backends/cuda/other.cu": "int o;\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / "lab" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "lab"
+
+
+def edit(tree, name, old, new):
+    path = tree / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_sources_are_the_operators_own_and_what_they_import(tree):
+    assert [path.relative_to(tree).as_posix() for path in sources.sources("x", tree)] == [
+        "backends/cuda/base.cu", "backends/cuda/base.py", "backends/cuda/reduce.cuh", "backends/cuda/warp.cuh",
+        "backends/cuda/x.cu", "backends/cuda/x.py", "backends/triton/helper.py", "backends/triton/sibling.py",
+        "backends/triton/x.py", "ops/x.py",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no source files"):
+        sources.source_hash("nothing", tree)
+
+
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("ops/x.py", "Doc.", "Other words."),
+        ("ops/x.py", "  # one", ""),
+        ("backends/triton/x.py", '    """Doc."""\n', ""),
+        ("backends/triton/x.py", "what it does", "what it really does"),
+        ("backends/triton/x.py", "a is {a}", "a is {a}; expected something else"),
+        ("backends/triton/helper.py", "a + b", "(a  +  b)"),
+        ("backends/cuda/x.cu", "// comment", "// another"),
+        ("backends/cuda/x.cu", "{ a[0] = 1; /* so */ }", "{\n  a[0]=1;\n}"),
+        ("backends/cuda/other.cu", "int", "float"),
+        ("ops/y.py", "1", "2"),
+        ("ops/operator.py", "...", "pass"),
+    ],
+)
+def test_prose_and_strangers_leave_the_hash_alone(tree, name, old, new):
+    before = sources.source_hash("x", tree)
+    edit(tree, name, old, new)
+    assert sources.source_hash("x", tree) == before
+
+
+@pytest.mark.parametrize(
+    "name, old, new",
+    [
+        ("ops/x.py", "A = 1", "A = 2"),
+        ("backends/triton/x.py", "add(a, 1)", "add(a, 2)"),
+        ("backends/triton/x.py", "a < 0", "a <= 0"),
+        ("backends/triton/helper.py", "a + b", "a - b"),
+        ("backends/triton/sibling.py", "1", "2"),
+        ("backends/cuda/x.cu", "a[0] = 1", "a[0] = 2"),
+        ("backends/cuda/reduce.cuh", "2", "3"),
+        ("backends/cuda/warp.cuh", "2", "3"),
+        ("backends/cuda/base.cu", "int", "float"),
+    ],
+)
+def test_code_changes_the_hash(tree, name, old, new):
+    before = sources.source_hash("x", tree)
+    edit(tree, name, old, new)
+    assert sources.source_hash("x", tree) != before
+
+
+# Configs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_the_experiments_of_this_repository_are_valid(name):
+    assert config.load(name).workloads
+
+
+def changed(**changes):
+    raw = json.loads(json.dumps(CONFIG)) | {"implementations": ["torch"]}
+    return raw | changes
+
+
+def workload(**changes):
+    return {"rmsnorm": [{"shape": [4, 8], "dtype": "float32", "directions": ["forward"]} | changes]}
+
+
+@pytest.mark.parametrize(
+    "raw, message",
+    [
+        ([], "^config is "),
+        (changed(colour="red"), "^config.colour is not a key"),
+        ({k: v for k, v in CONFIG.items() if k != "seed"}, "^config.seed is missing"),
+        (changed(seed=-1), "^seed is -1"),
+        (changed(seed=True), "^seed is True"),
+        (changed(samples={"min": 9, "max": 8}), "^samples.max is 8"),
+        (changed(samples={"min": 9}), "^samples.max is missing"),
+        (changed(operators={}), "^operators is "),
+        (changed(operators={"foo": workload()["rmsnorm"]}), "^operators.foo is 'foo'"),
+        (changed(operators=workload(shape=[4])), r"^operators.rmsnorm\[0\].shape is \[4\]; expected 2 numbers"),
+        (changed(operators=workload(shape=[4, "8"])), r"^operators.rmsnorm\[0\].shape\[1\] is '8'"),
+        (changed(operators=workload(dtype="int8")), r"^operators.rmsnorm\[0\].dtype is 'int8'"),
+        (changed(operators=workload(directions=["up"])), r"^operators.rmsnorm\[0\].directions\[0\] is 'up'"),
+        (changed(operators=workload(directions=[])), r"^operators.rmsnorm\[0\].directions is \[\]"),
+        (changed(operators=workload(directions=["both", "both"])), "no workload twice"),
+        (changed(operators=workload(size=1)), r"^operators.rmsnorm\[0\].size is not a key"),
+        (changed(implementations=["pascal"]), r"^implementations\[0\] is 'pascal'; expected a backend"),
+        (changed(implementations=["torch:fastest"]), r"^implementations\[0\] is 'torch:fastest'; expected a rung"),
+        (changed(implementations=[3]), r"^implementations\[0\] is 3"),
+        (changed(peers=["apex"]), r"^peers\[0\] is 'apex'; expected one of liger"),
+    ],
+)
+def test_a_bad_config_is_refused_by_key(raw, message):
+    with pytest.raises(config.ConfigError, match=message):
+        config.parse("bad", raw)
+
+
+def test_choices_name_rungs(fake_backend):
+    def named(choice):
+        return [each.rung for each in config.rungs("rmsnorm", choice)]
+
+    assert named("fake:*") == ["raises", "wrong", "refuses", "unavailable", "right"]
+    assert (named("fake"), named("fake:wrong")) == (["right"], ["wrong"])
+    assert config.rungs("add_rmsnorm", "fake:right") == []
+
+
+def test_bfloat16_gives_way_where_there_is_none():
+    bf16 = candidates.Workload("rmsnorm", (4, 8), "bfloat16", "forward")
+    fp32 = replace(bf16, dtype="float32")
+    assert config.without_bfloat16(bf16, (7, 5)).dtype == "float16"
+    assert config.without_bfloat16(bf16, (8, 0)) == bf16
+    assert config.without_bfloat16(fp32, (7, 5)) == fp32
+
+
+# Publishing and reproducing -------------------------------------------------------------------------------------------
+
+
+def slower(record, factor, label="fake:right"):
+    """The record, had the candidate taken `factor` times as long."""
+
+    def row_of(row):
+        if row.timing is None or row.label != label:
+            return row
+        t = row.timing
+        scaled = {name: getattr(t, name) * factor for name in t.__dataclass_fields__ if name != "count"}
+        return replace(row, timing=timing.Timing(**scaled, count=t.count), fraction=row.fraction / factor)
+
+    return replace(record, rows=tuple(map(row_of, record.rows)))
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch, record):
+    """A checkout of its own with the experiment "fake"; its record is published."""
+    folder = tmp_path / "experiments"
+    (folder / "fake").mkdir(parents=True)
+    (folder / "fake" / "config.yaml").write_text(json.dumps(CONFIG))
+    for module in (records, config):
+        monkeypatch.setattr(module, "experiments_folder", lambda: folder)
+    monkeypatch.setattr(experiments, "AUTO", tmp_path / "auto.json")
+    (tmp_path / "auto.json").write_text('{"Other GPU": {"softmax": "cuda"}}')
+    experiments.publish(slower(record, 0.9))
+    return tmp_path
+
+
+def test_publish_writes_record_environment_and_auto(house, tmp_path):
+    folder = house / "experiments" / "fake"
+    assert records.published("fake").environment == ENVIRONMENT
+    assert records.published("fake", "NVIDIA Fake 80GB").rows
+    assert (folder / "results" / "nvidia-fake-80gb.json").exists()
+    assert "torch: 2.11" in (folder / "env.txt").read_text()
+    assert json.loads((house / "auto.json").read_text()) == {
+        "Other GPU": {"softmax": "cuda"},
+        "NVIDIA Fake 80GB": {"rmsnorm": "fake", "add_rmsnorm": "torch"},
+    }
+    with pytest.raises(FileNotFoundError, match="on Some GPU"):
+        records.published("fake", "Some GPU")
+
+
+def test_publish_elsewhere_leaves_the_checkout_alone(house, record):
+    before = {path: path.read_text() for path in house.rglob("*") if path.is_file()}
+    output = house / "elsewhere"
+    assert experiments.publish(record, output) == output / "results" / "nvidia-fake-80gb.json"
+    assert {"results", "env.txt", "auto.json"} == {path.name for path in output.iterdir()}
+    assert all(path.read_text() == text for path, text in before.items())
+
+
+def test_auto_does_not_take_a_backend_whose_best_rung_fails_somewhere(record):
+    fast = slower(record, 0.5)
+    assert experiments.fastest_backends(fast)["rmsnorm"] == "fake"
+    rows = list(fast.rows)
+    index = next(i for i, row in enumerate(rows) if row.label == "fake:right" and row.direction == "both")
+    rows[index] = replace(rows[index], timing=None, fraction=None, error="cannot run: too long")
+    assert experiments.fastest_backends(replace(fast, rows=tuple(rows)))["rmsnorm"] == "torch"
+    assert experiments.fastest_backends(slower(record, 2.0))["rmsnorm"] == "torch"
+
+
+@pytest.mark.parametrize(
+    "base_us, factor, drifted",
+    [
+        (5000.0, 1.0, False),
+        (5000.0, 1.02, False),
+        (5000.0, 1.04, True),
+        (5000.0, 0.96, True),
+        (50.0, 1.05, False),
+        (50.0, 1.10, True),
+    ],
+)
+def test_reproduce_finds_a_planted_slowdown(house, record, monkeypatch, base_us, factor, drifted):
+    scale = base_us / 5000.0
+    scaled = replace(record, ceilings=replace(record.ceilings, copy_gbps=record.ceilings.copy_gbps / scale))
+    for label in {row.label for row in record.rows}:
+        scaled = slower(scaled, scale, label)
+    experiments.publish(scaled)
+    monkeypatch.setattr(experiments, "run", lambda *args: slower(scaled, factor))
+    found = experiments.reproduce("fake", instruments())
+    assert {drift.row.label for drift in found} == ({"fake:right"} if drifted else set())
+    assert {drift.row.direction for drift in found} == ({"forward", "backward", "both"} if drifted else set())
+    ratios = {"fraction of ceiling", "speedup over torch eager"}
+    assert {drift.ratio for drift in found} == (ratios if drifted else set())
+
+
+def test_reproduce_runs_the_experiment_and_notices_what_can_no_longer_be_timed(house, record):
+    experiments.publish(record)
+    assert experiments.reproduce("fake", instruments(), progress=False) == []
+    right = registry.ladder("rmsnorm", "fake")[-1]
+    registry.register_backend("fake", {"rmsnorm": replace(right, refuses=lambda *args: "too long")})
+    found = experiments.reproduce("fake", instruments(), progress=False)
+    assert found and all(drift.measured is None and drift.row.label == "fake:right" for drift in found)
+    assert "now cannot be measured" in str(found[0])
+
+
+# Tables, figures, reports ---------------------------------------------------------------------------------------------
+
+
+def test_table_marks_the_best_of_each_row(record):
+    shown = tables.table(slower(record, 0.8), "rmsnorm", "forward")
+    assert shown.header == ["rmsnorm forward", "torch:eager", "fake:right", "torch eager", "liger"]
+    assert shown.rows == [["200x64", "2", "3", "2", tables.NOTHING]]
+    assert shown.best == {(0, 2)}
+    assert "| 200x64 | 2 | **3** | 2 | - |" in shown.markdown()
+    assert "<strong>3</strong>" in shown.html() and '<th scope="col">liger</th>' in shown.html()
+    assert "3*" in shown.text() and repr(shown) == shown.text()
+    times = tables.table(slower(record, 0.8), "rmsnorm", "forward", ["fake:right", "torch eager"], "time")
+    assert times.rows == [["200x64", "4000.0", "5000.0"]] and times.best == {(0, 1)}
+    gains = tables.table(slower(record, 0.8), "rmsnorm", "forward", ["fake:right", "torch eager"], "speedup")
+    assert gains.rows == [["200x64", "1.25", tables.NOTHING]]
+
+
+def test_ladder_table_fits_a_terminal(record):
+    shown = tables.ladder_table(slower(record, 0.8), "rmsnorm", "both", (200, 64))
+    assert [row[0] for row in shown.rows][:2] == ["torch:eager", "fake:raises"]
+    assert next(row for row in shown.rows if row[0] == "fake:right")[5] == "1.25"
+    assert shown.best == {(5, 1)}
+    assert max(map(len, shown.text().splitlines())) <= 80
+
+
+def test_figures_are_the_same_each_time_and_speak(record):
+    first, again = (figures.ladder(record, "rmsnorm", "forward", (200, 64)) for _ in range(2))
+    assert first.svg == again.svg
+    html = first._repr_html_()
+    assert html.startswith("<svg") and 'role="img"' in html and f"<title>{first.alt}</title>" in html
+    assert "fake:right" in first.alt and repr(first) == f"Figure: {first.alt}"
+    for forbidden in ("<style", "<metadata", "<?xml", "<!DOCTYPE", "dc:date"):
+        assert forbidden not in html
+    changed = figures.ladder(slower(record, 0.8), "rmsnorm", "forward", (200, 64))
+    assert changed.svg != first.svg
+    with pytest.raises(ValueError, match="no time"):
+        figures.ladder(record, "rmsnorm", "forward", (1, 1))
+
+
+def test_figures_do_not_depend_on_the_readers_settings(record):
+    import matplotlib
+
+    before = figures.ladder(record, "rmsnorm", "forward", (200, 64)).svg
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True}):
+        assert figures.ladder(record, "rmsnorm", "forward", (200, 64)).svg == before
+
+
+@pytest.mark.parametrize("as_html", [False, True])
+def test_report(record, tmp_path, as_html):
+    path = report.write(record, tmp_path, as_html)
+    text = path.read_text()
+    assert "NVIDIA Fake 80GB" in text and "rmsnorm backward" in text and "needs Hopper" in text
+    if as_html:
+        assert text.count("<svg") >= 5 and list(tmp_path.iterdir()) == [path]
+    else:
+        images = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line.startswith("![")]
+        assert len(images) >= 5 and all((tmp_path / image).read_text().startswith("<svg") for image in images)
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,63 @@
+"""The roofline's arithmetic, and its plot."""
+
+import pytest
+import torch
+
+from lab.backends import registry
+from lab.benchmark.ceilings import Ceilings
+from lab.benchmark.environment import Environment
+from lab.benchmark.records import SCHEMA, Record, Row
+from lab.benchmark.timing import summarize
+from lab.ops.operator import Cost
+from lab.profiling.roofline import Roofline, plot, roofline
+
+CEILINGS = Ceilings(2000.0, copy_bytes=1 << 32, matmul_tflops=500.0, matmul_dtype="bfloat16", matmul_size=8192)
+SHAPE = (16384, 4096)
+
+
+def make_record(times):
+    """A record of rmsnorm forward with these microseconds by (backend, rung)."""
+    cost = registry.operator("rmsnorm").cost(SHAPE, torch.bfloat16, "forward")
+    rows = tuple(
+        Row(
+            "rmsnorm", backend, rung, None, "forward", SHAPE, "bfloat16", 0, cost.flops, cost.bytes,
+            CEILINGS.floor_us(cost), timing=summarize([us, us]), gbps=cost.bytes / us / 1e3,
+            tflops=cost.flops / us / 1e6, fraction=CEILINGS.floor_us(cost) / us,
+        )
+        for (backend, rung), us in times.items()
+    )  # fmt: skip
+    environment = Environment("GPU", None, None, None, None, None, "3", "Linux", "0", {}, None, None, "2026-01-01")
+    return Record(SCHEMA, "rmsnorm", {}, "", environment, CEILINGS, {}, rows)
+
+
+def test_memory_and_compute_bounds():
+    # 2 MB take 1 us at 2000 GB/s; 500 MFLOP take 1 us at 500 TFLOP/s; so the ridge is at 250 FLOPs a byte.
+    memory = Roofline(Cost({"add": 100_000_000}, {"read": 2_000_000}), CEILINGS)
+    assert (memory.intensity, memory.ridge, memory.bound) == (50.0, 250.0, "memory")
+    assert memory.floor_us == pytest.approx(1.0) and memory.roof_tflops == pytest.approx(100.0)
+    compute = Roofline(Cost({"add": 1_000_000_000}, {"read": 2_000_000}), CEILINGS)
+    assert compute.bound == "compute"
+    assert compute.floor_us == pytest.approx(2.0) and compute.roof_tflops == pytest.approx(500.0)
+
+
+def test_rmsnorm_is_bound_by_memory():
+    here = roofline(make_record({}), "rmsnorm", SHAPE, "forward")
+    bytes_moved = 2 * (2 * SHAPE[0] * SHAPE[1] + SHAPE[1])
+    assert here.bound == "memory" and here.cost.bytes == bytes_moved
+    assert here.floor_us == pytest.approx(bytes_moved / 2000e3)
+    with pytest.raises(ValueError, match="unknown operator"):
+        roofline(make_record({}), "nothing", SHAPE, "forward")
+
+
+def test_plot_shows_every_candidate_and_follows_the_record():
+    times = {("torch", "eager"): 250.0, ("peer", "liger"): 150.0}
+    shown = plot(make_record(times), "rmsnorm", SHAPE, "forward")
+    assert shown.svg == plot(make_record(times), "rmsnorm", SHAPE, "forward").svg
+    for word in ("torch:eager", "liger", "memory-bound"):
+        assert word in shown.alt
+    for word in ("torch:eager", "liger", "memory: 2000 GB/s", "compute: 500 TFLOP/s"):
+        assert word in shown.svg
+    moved = plot(make_record(times | {("peer", "liger"): 200.0}), "rmsnorm", SHAPE, "forward")
+    assert moved.svg != shown.svg
+    with pytest.raises(ValueError, match="no time"):
+        plot(make_record(times), "rmsnorm", (1, 1), "forward")
