@@ -149,7 +149,7 @@ def implementations(op: str) -> list[Implementation]:
 
 
 def parse_choice(choice: str) -> dict[str, str]:
-    """"torch,rmsnorm=triton" -> {"": "torch", "rmsnorm": "triton"}; the default is "auto" where none is given.
+    """ "torch,rmsnorm=triton" -> {"": "torch", "rmsnorm": "triton"}; the default is "auto" where none is given.
 
     Raises ValueError for an unknown operator, backend or rung, or a choice that is given twice.
     """
@@ -168,7 +168,8 @@ def parse_choice(choice: str) -> dict[str, str]:
                 raise ValueError(f"unknown backend {name!r}; expected one of auto, {', '.join(backends())}")
             rungs = {r.rung for o in ([op] if op else operators()) for r in ladder(o, name)}
             if colon and rung not in rungs:
-                raise ValueError(f"unknown rung {rung!r} of backend {name!r}; expected one of {', '.join(sorted(rungs))}")
+                known = ", ".join(sorted(rungs))
+                raise ValueError(f"unknown rung {rung!r} of backend {name!r}; expected one of {known}")
         chosen[op] = backend
     chosen.setdefault("", "auto")
     return chosen
@@ -229,7 +230,7 @@ def _resolve_auto(op: str, device: torch.device) -> Resolved:
             picked = resolve(op, backend, device).implementation
         except BackendUnavailable:
             continue
-        why = f"the fastest in the record of {gpu}" if recorded else f"no record of {gpu}: cuda, then triton, then torch"
+        why = f"fastest in the record of {gpu}" if recorded else f"no record of {gpu}: cuda, then triton, then torch"
         return Resolved(picked, f"auto: {why}")
     raise BackendUnavailable(f"{op}: no backend can run on {device}")
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from lab.backends.registry import get_op
 from lab.backends.rows import accumulation_dtype
 from lab.ops.operator import Cost, Operator, require_floating, rows_of
-from lab.ops.rmsnorm import check_norm, norm_backward_term_sums
 from lab.ops.rmsnorm import OPERATOR as RMSNORM
+from lab.ops.rmsnorm import check_norm, norm_backward_term_sums
 
 
 def add_rmsnorm(
@@ -53,9 +53,7 @@ class AddRMSNorm(Operator):
             )
         check_norm(self.name, x, weight, eps)
 
-    def reference(
-        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6
-    ) -> tuple[Tensor, Tensor]:
+    def reference(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
         """(rmsnorm(x + residual), x + residual); see `lab.ops.add_rmsnorm`."""
         s = x + residual
         return RMSNORM.reference(s, weight, eps), s
@@ -95,9 +93,7 @@ class AddRMSNorm(Operator):
                 {"read residual": elements * size, "write s": elements * size, **norm.byte_terms},
             )
         reads = {"read s" if term == "read x" else term: count for term, count in norm.byte_terms.items()}
-        return Cost(
-            {"+ ds, per element": elements, **norm.flop_terms}, {"read ds": elements * size, **reads}
-        )
+        return Cost({"+ ds, per element": elements, **norm.flop_terms}, {"read ds": elements * size, **reads})
 
     def term_sums(self, args, grads):
         x, residual, weight, eps = args

@@ -72,13 +72,12 @@ def _custom_operator(
     names = list(operator.tensors)
     examples = tuple(torch.empty(1, 1, device="meta") for _ in names)
     results = operator.like_forward(*examples)
-    n_saved, n_grads = len(operator.saved(examples, results)), len(operator.like_backward(*operator.saved(examples, results)))
+    saved = operator.saved(examples, results)
+    n_saved, n_grads = len(saved), len(operator.like_backward(*saved))
     grad_names = [f"grad{i}" for i in range(n_outputs)]
     saved_names = [f"saved{i}" for i in range(n_saved)]
 
-    forward_op = torch.library.custom_op(
-        base, forward, mutates_args=(), schema=schema(names, len(results))
-    )
+    forward_op = torch.library.custom_op(base, forward, mutates_args=(), schema=schema(names, len(results)))
     backward_op = torch.library.custom_op(
         f"{base}_backward", backward, mutates_args=(), schema=schema(grad_names + saved_names, n_grads)
     )

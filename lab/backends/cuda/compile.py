@@ -55,7 +55,7 @@ def unavailable(device: torch.device) -> str | None:
     try:
         import cuda.core  # noqa: F401
     except ImportError as error:
-        return f"cuda.core cannot be imported ({error}); pip install 'cuda-core[cu13]' nvidia-cuda-runtime nvidia-cuda-crt"
+        return f"cuda.core cannot be imported ({error}); pip install 'cuda-core[cu13]' 'cuda-toolkit[cudart,crt,cccl]'"
     return None
 
 
@@ -80,7 +80,7 @@ def include_paths() -> list[str]:
     roots = [Path(root) / "cu13" / "include" for root in nvidia.__path__] + [Path("/usr/local/cuda/include")]
     found = next((root for root in roots if (root / "cuda_fp16.h").exists()), None)
     if found is None:
-        raise CompileError("cuda_fp16.h was not found; pip install nvidia-cuda-runtime nvidia-cuda-crt")
+        raise CompileError("cuda_fp16.h was not found; pip install 'cuda-toolkit[cudart,crt,cccl]'")
     return [str(found), str(found / "cccl")]
 
 
@@ -156,7 +156,7 @@ def _argument(value):
 @cache
 def resident_clusters(source: str, name: str, cluster: int, block: int, shared: int, device: torch.device) -> int:
     """How many clusters of `cluster` blocks the GPU holds at once. A persistent kernel launched with more would run its
-    last clusters alone at the end. (Clusters do not cross the GPU's partitions, so it is less than blocks / cluster.)"""
+    last clusters alone at the end. Clusters do not cross the GPU's partitions: it is less than blocks / cluster."""
     if _recorded is not None or cluster == 1:
         return gpu_of(device).multiprocessors // cluster
     config = _config(cluster, block, shared, cluster)

@@ -49,7 +49,7 @@ template <int THREADS, typename A> __device__ inline A block_sum(A value, A* scr
   return value;
 }
 
-// naive: a block a row, an element at a time, a reduction tree in shared memory, the row read twice ---------------------
+// naive: a block a row, an element at a time, a reduction tree in shared memory, the row read twice ------------------
 
 template <typename A> __device__ inline A tree_sum(A value, A* tree) {
   tree[threadIdx.x] = value;
@@ -115,7 +115,7 @@ __global__ void rmsnorm_dw_naive(const T* dy, int64 dy_stride, const T* x, int64
   dw[c] = narrow<T>(total);
 }
 
-// vectorized and one_pass, forward: 16-byte loads, warp shuffles. Where a row is kept between its two uses decides: ------
+// vectorized and one_pass, forward: 16-byte loads, warp shuffles. Where a row is kept between its two uses decides: ---
 
 enum Keep {
   NOWHERE,    // vectorized: it is read again, from L2 if it is still there
@@ -305,7 +305,7 @@ __global__ void rmsnorm_sum_partials(const typename Accumulator<T>::type* partia
 }
 
 // pipelined (Hopper), backward: while one row is worked on, the copy engine loads the next into a ring of slots in shared
-// memory; a row too long for one block is shared out over a cluster of blocks -------------------------------------------
+// memory; a row too long for one block is shared out over a cluster of blocks ----------------------------------------
 
 #if __CUDA_ARCH__ >= 900
 

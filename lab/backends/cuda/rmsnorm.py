@@ -49,7 +49,7 @@ def _power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-# naive -----------------------------------------------------------------------------------------------------------------
+# naive ---------------------------------------------------------------------------------------------------------------
 
 
 def forward_naive(x, weight, eps, residual=None):
@@ -77,7 +77,7 @@ def backward_naive(dy, x, weight, rstd, eps, ds=None):
     return dx, dw
 
 
-# vectorized and one_pass: kernels that differ in where a row is kept between its two uses ------------------------------
+# vectorized and one_pass: kernels that differ in where a row is kept between its two uses ----------------------------
 
 
 def _forward(x, weight, eps, residual, keep, threads, held, shared=0):
@@ -142,7 +142,7 @@ def backward_one_pass(dy, x, weight, rstd, eps, ds=None):
     return _backward(dy, x, weight, rstd, ds, "NOWHERE", threads=1024, held=1, blocks_per_sm=1)
 
 
-# pipelined: forward as one_pass (loading rows ahead was slower there: the chapter tells); backward through a ring ------
+# pipelined: forward as one_pass (loading rows ahead was slower there: the chapter tells); backward through a ring ----
 
 
 class Ring(NamedTuple):
@@ -178,8 +178,8 @@ def backward_pipelined(dy, x, weight, rstd, eps, ds=None):
     rows, columns = x.shape
     gpu = gpu_of(x.device)
     tensors = (dy, x, weight) if ds is None else (dy, x, weight, ds)
-    ring = _ring(columns, x.element_size(), 2 if ds is None else 3, gpu.shared_memory) if _vector(*tensors) > 1 else None
-    if ring is None:  # rows that the copy engine cannot take, or too long for eight blocks
+    ring = _ring(columns, x.element_size(), 2 if ds is None else 3, gpu.shared_memory)
+    if ring is None or _vector(*tensors) == 1:  # rows that the copy engine cannot take, or too long for eight blocks
         return backward_one_pass(dy, x, weight, rstd, eps, ds)
     kernel = "rmsnorm_backward_pipelined"
     template = (TYPES[x.dtype], ring.threads, ring.held, ring.stages, ring.cluster, ds is not None)

@@ -1,4 +1,4 @@
-"""The residual add fused into RMSNorm: the kernels of `lab/backends/triton/rmsnorm.py` in their ADD form, rung by rung."""
+"""The residual add fused into RMSNorm: the kernels of `rmsnorm.py` in their ADD form, rung by rung."""
 
 from lab.backends.rows import fuse_add
 from lab.backends.triton import rmsnorm

@@ -1,9 +1,9 @@
 """RMSNorm in Triton, in the order in which the chapter teaches it. The mathematics is in `lab/ops/rmsnorm.py`.
 
-Every kernel takes rows through a row stride in elements and columns of unit stride. Columns past the end of a row are
-masked: loaded as zero, which adds nothing to any sum here, and never stored. Row offsets are 64-bit, for tensors of more
-than 2^31 elements. EPS and ACC (the accumulation dtype) are compile-time constants: a Python float passed at run time
-would arrive as float32.
+Every kernel takes rows through a row stride in elements and columns of unit stride. Columns past the end of a row
+are masked: loaded as zero, which adds nothing to any sum here, and never stored. Row offsets are 64-bit, for tensors of
+more than 2^31 elements. EPS and ACC (the accumulation dtype) are compile-time constants: a Python float passed at run
+time would arrive as float32.
 
 ADD turns a kernel into its residual-add form, used by `lab/backends/triton/add_rmsnorm.py`: forward, the rounded sum
 s = x + residual is stored and normalized; backward, the gradient ds of that sum is added to dx.
@@ -18,7 +18,7 @@ from lab.backends.registry import Implementation
 from lab.backends.rows import norm_outputs, pointer
 from lab.backends.triton.runtime import accumulator, refuses_dtype, unavailable
 
-# naive: one kernel for each step, as eager PyTorch would do it --------------------------------------------------------
+# naive: one kernel for each step, as eager PyTorch would do it -------------------------------------------------------
 
 
 @triton.jit
@@ -141,7 +141,7 @@ def backward_naive(dy, x, weight, rstd, eps, ds=None):
     return dx, dw
 
 
-# fused: one kernel a pass; a program keeps to its row, so that its second look at the row finds it in cache ------------
+# fused: one kernel a pass; a program keeps to its row, so that its second look at the row finds it in cache ----------
 
 
 @triton.jit
@@ -149,13 +149,14 @@ def _rmsnorm_forward_fused(
     x, x_stride, residual, residual_stride, weight, y, s, rstd, columns,
     EPS: tl.constexpr, ADD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program a row, BLOCK columns at a time, twice: reads columns (and again, from cache), writes columns."""
+    """One program a row, BLOCK columns at a time, twice: reads columns (and again, from cache), writes columns. The
+    first look asks the cache to keep the row, the second lets go of it."""
     row = tl.program_id(0).to(tl.int64)
     squares = tl.zeros([BLOCK], ACC)
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         mask = column < columns
-        value = tl.load(x + row * x_stride + column, mask, other=0)
+        value = tl.load(x + row * x_stride + column, mask, other=0, eviction_policy="evict_last")
         if ADD:
             value += tl.load(residual + row * residual_stride + column, mask, other=0)
             tl.store(s + row * columns + column, value, mask)
@@ -165,7 +166,7 @@ def _rmsnorm_forward_fused(
     for start in range(0, columns, BLOCK):
         column = start + tl.arange(0, BLOCK)
         mask = column < columns
-        value = tl.load(x + row * x_stride + column, mask)
+        value = tl.load(x + row * x_stride + column, mask, eviction_policy="evict_first")
         if ADD:  # once more the sum, rather than a read of s that another thread may have written
             value += tl.load(residual + row * residual_stride + column, mask)
         w = tl.load(weight + column, mask).to(ACC)
@@ -228,7 +229,7 @@ def backward_fused(dy, x, weight, rstd, eps, ds=None):
     return dx, dw.to(weight.dtype)
 
 
-# one_pass: the whole row in registers, so that it is read once; dw is summed in registers over many rows ---------------
+# one_pass: the whole row in registers, so that it is read once; dw is summed in registers over many rows -------------
 
 
 @triton.jit
@@ -256,9 +257,9 @@ def _rmsnorm_backward_rows(
     dy, dy_stride, ds, ds_stride, x, x_stride, weight, rstd, dx, partial, rows, columns,
     ADD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """A program takes every num_programs-th row and keeps its sum of dw in registers: reads 2 columns and writes columns
-    for each row, and writes columns of partial dw once. STAGES > 1 loads rows ahead, into shared memory. What is held
-    from load to store stays in the inputs' dtype: as float32 it would not fit the registers of long rows."""
+    """A program takes every num_programs-th row and keeps its sum of dw in registers: reads 2 columns and writes
+    columns for each row, and writes columns of partial dw once. STAGES > 1 loads rows ahead, into shared memory. What
+    is held from load to store stays in the inputs' dtype: as float32 it would not fit the registers of long rows."""
     column = tl.arange(0, BLOCK)
     mask = column < columns
     w = tl.load(weight + column, mask, other=0)
@@ -340,7 +341,7 @@ def _sum_partials(partial, weight):
     return dw
 
 
-# prefetch: a program takes many rows in both passes, and loads rows ahead while it works on one ------------------------
+# prefetch: a program takes many rows in both passes, and loads rows ahead while it works on one ----------------------
 
 
 @triton.jit
@@ -390,41 +391,31 @@ def backward_prefetch(dy, x, weight, rstd, eps, ds=None):
     return _backward_rows(dy, x, weight, rstd, ds, _stages(x, 2 if ds is None else 3, max(1, 8 // warps)))
 
 
-# tuned: for each pass and length of row the faster of the above, and a loop where a row is too long for registers ------
+# tuned: for each pass and length of row the faster of the above; a row too long for registers is read twice ----------
 
 
 @triton.jit
-def _rmsnorm_backward_long(
-    dy, dy_stride, ds, ds_stride, x, x_stride, weight, rstd, dx, partial, rows, columns,
-    ADD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
+def _rmsnorm_backward_columns(
+    dy, dy_stride, ds, ds_stride, x, x_stride, weight, rstd, dot, dx, partial, rows, columns,
+    ADD: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """As _rmsnorm_backward_rows, BLOCK columns at a time and twice over each row; the program's sum of dw is in global
-    memory (`partial`, zeros at first), where each thread updates the columns that are always its own."""
-    program = tl.program_id(0).to(tl.int64)
-    for row in range(program, rows, tl.num_programs(0)):
+    """Given dot = mean(w dy x) of every row, the rest needs no sum along the row: a program takes BLOCK columns of
+    every num_programs(1)-th row, and keeps its sum of dw in registers. Reads x and dy for the second time."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < columns
+    w = tl.load(weight + column, mask, other=0)
+    total = tl.zeros([BLOCK], ACC)
+    program = tl.program_id(1).to(tl.int64)
+    for row in tl.range(program, rows, tl.num_programs(1), num_stages=STAGES):
+        grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
+        value = tl.load(x + row * x_stride + column, mask, other=0).to(ACC)
         r = tl.load(rstd + row)
-        products = tl.zeros([BLOCK], ACC)
-        for start in range(0, columns, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            mask = column < columns
-            grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
-            value = tl.load(x + row * x_stride + column, mask, other=0).to(ACC)
-            w = tl.load(weight + column, mask, other=0).to(ACC)
-            products += w * grad * value
-        coefficient = r * r * r * (tl.sum(products) / columns)
-        for start in range(0, columns, BLOCK):
-            column = start + tl.arange(0, BLOCK)
-            mask = column < columns
-            grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
-            value = tl.load(x + row * x_stride + column, mask, other=0).to(ACC)
-            w = tl.load(weight + column, mask, other=0).to(ACC)
-            out = r * w * grad - coefficient * value
-            if ADD:
-                out += tl.load(ds + row * ds_stride + column, mask, other=0).to(ACC)
-            tl.store(dx + row * columns + column, out, mask)
-            total = tl.load(partial + program * columns + column, mask, other=0)
-            tl.store(partial + program * columns + column, total + grad * value * r, mask)
-        tl.debug_barrier()  # the next row's loads of partial come after this row's stores
+        out = r * w.to(ACC) * grad - r * r * r * tl.load(dot + row) * value
+        if ADD:
+            out += tl.load(ds + row * ds_stride + column, mask, other=0).to(ACC)
+        tl.store(dx + row * columns + column, out, mask)
+        total += grad * value * r
+    tl.store(partial + program * columns + column, total, mask)
 
 
 def forward_tuned(x, weight, eps, residual=None):
@@ -439,11 +430,17 @@ def backward_tuned(dy, x, weight, rstd, eps, ds=None):
         return backward_prefetch(dy, x, weight, rstd, eps, ds)
     if columns <= REGISTER_COLUMNS:
         return backward_one_pass(dy, x, weight, rstd, eps, ds)
-    programs = min(rows, gpu_of(x.device).multiprocessors)
-    dx, partial = x.new_empty(rows, columns), rstd.new_zeros(programs, columns)
-    _rmsnorm_backward_long[(programs,)](
-        dy, dy.stride(0), *pointer(ds, dy), x, x.stride(0), weight, rstd, dx, partial, rows, columns,
-        ADD=ds is not None, ACC=accumulator(x.dtype), BLOCK=8192, num_warps=16,
+    dot = torch.empty_like(rstd)
+    acc = accumulator(x.dtype)
+    _rmsnorm_dot_naive[(rows,)](
+        dy, dy.stride(0), x, x.stride(0), weight, dot, columns, ACC=acc, BLOCK=8192, num_warps=16
+    )
+    blocks = triton.cdiv(columns, 4096)
+    programs = min(rows, triton.cdiv(2 * gpu_of(x.device).multiprocessors, blocks))
+    dx, partial = x.new_empty(rows, columns), rstd.new_empty(programs, columns)
+    _rmsnorm_backward_columns[(blocks, programs)](
+        dy, dy.stride(0), *pointer(ds, dy), x, x.stride(0), weight, rstd, dot, dx, partial, rows, columns,
+        ADD=ds is not None, ACC=acc, BLOCK=4096, STAGES=1 if x.dtype == torch.float64 else 3, num_warps=8,
     )  # fmt: skip
     return dx, _sum_partials(partial, weight)
 
@@ -471,7 +468,7 @@ LADDER = [
     ),
     Implementation(
         forward_tuned, backward_tuned, "tuned",
-        "for each pass and length of row the faster of the two before; a loop for rows that registers cannot hold",
+        "for each pass and length of row the faster of the two before; rows that registers cannot hold are read twice",
         unavailable, refuses_dtype,
     ),
 ]  # fmt: skip

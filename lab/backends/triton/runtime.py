@@ -16,7 +16,7 @@ def unavailable(device: torch.device) -> str | None:
         return "TRITON_INTERPRET=1 is set, so Triton interprets kernels on the CPU; unset it and start Python again"
     if device.type == "cpu" and not INTERPRETED:
         why = "this process compiles Triton for the GPU" if torch.cuda.is_available() else "Triton was imported first"
-        return f"CPU tensors need Triton's interpreter, and {why}; start Python with TRITON_INTERPRET=1, or import lab first"
+        return f"CPU tensors need Triton's interpreter, and {why}; set TRITON_INTERPRET=1, or import lab first"
     if device.type not in ("cpu", "cuda", "meta"):
         return f"Triton kernels here run on cuda tensors, not on {device.type}"
     return None
