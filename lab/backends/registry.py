@@ -18,7 +18,7 @@ import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,8 +61,8 @@ class Implementation:
     change: str = ""
     unavailable: Callable[[torch.device], str | None] = _no_reason
     refuses: Callable[..., str | None] = _no_reason
-    operator: str = field(default="", compare=False)
-    backend: str = field(default="", compare=False)
+    operator: str = ""  # this and the next are set by register_backend
+    backend: str = ""
 
     def __str__(self) -> str:
         return f"{self.backend}:{self.rung}"
@@ -90,16 +90,8 @@ def register_backend(name: str, implementations: Mapping[str, Implementation | S
         names = [rung.rung for rung in ladder]
         if not ladder or len(set(names)) != len(names):
             raise ValueError(f"register_backend: implementations[{op!r}] has rungs {names}; expected distinct names")
-        owned = [
-            Implementation(**{**_fields(rung), "operator": op, "backend": name})  # an implementation knows its place
-            for rung in ladder
-        ]
-        _ladders.setdefault(name, {})[op] = tuple(owned)
+        _ladders.setdefault(name, {})[op] = tuple(replace(rung, operator=op, backend=name) for rung in ladder)
     vars(_bound).clear()
-
-
-def _fields(rung: Implementation) -> dict:
-    return {name: getattr(rung, name) for name in rung.__dataclass_fields__}
 
 
 @cache

@@ -7,6 +7,8 @@ passes are custom operators (`torch.library`), which the compiler keeps whole; t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +39,13 @@ class Passes:
             return self.implementation.backward(*args)
 
 
+@cache
+def _passes(operator: Operator, implementation: Implementation) -> Passes:
+    """One for each implementation, however it is asked for: to define its custom operators again would take them away
+    from under the functions that use them."""
+    return Passes(operator, implementation)
+
+
 def _autograd_function(operator: Operator, forward: Callable, backward: Callable) -> Callable:
     n_tensors, n_outputs = len(operator.tensors), len(operator.outputs)
 
@@ -58,10 +67,14 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
     return Function.apply
 
 
+_number = count()
+
+
 def _custom_operator(
     operator: Operator, implementation: Implementation, forward: Callable, backward: Callable
 ) -> Callable:
-    base = f"lab::{operator.name}_{implementation.backend}_{implementation.rung}"
+    # Numbered, because a user may register another implementation under the same name.
+    base = f"lab::{operator.name}_{implementation.backend}_{implementation.rung}_{next(_number)}"
     n_tensors, n_outputs = len(operator.tensors), len(operator.outputs)
     parameters = [f"float {name}" for name in operator.parameters]
 
@@ -100,7 +113,7 @@ def _custom_operator(
 def differentiable(operator: Operator, chosen: dict[str, Implementation | BackendUnavailable]) -> Callable:
     """The operator's public function over the implementation chosen for each device type."""
     passes = {
-        device: choice if isinstance(choice, BackendUnavailable) else Passes(operator, choice)
+        device: choice if isinstance(choice, BackendUnavailable) else _passes(operator, choice)
         for device, choice in chosen.items()
     }
     n_tensors = len(operator.tensors)
