@@ -1,0 +1,51 @@
+"""The exercise checks: `lab.check("rmsnorm.forward", fn)` in a notebook, `lab check rmsnorm` in a terminal.
+
+A chapter's exercises are declared in `lab/check/<chapter>.py` as EXERCISES, and found there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab.check.report import Report
+
+# What an exercise needs (Triton among it) is imported when something is checked: `import lab` imports this module.
+
+_collected: dict[str, Callable] | None = None
+
+
+def check(name: str, fn: Callable) -> Report | None:
+    """Hold `fn` against the exercise `name` ("rmsnorm.forward"). Returns a report, true if everything holds, that names
+    the first property that does not, shows where, and has a hint for who wants one: `check(...).hint()`.
+
+    Raises ValueError for an unknown exercise, BackendUnavailable where Triton can run neither on a GPU nor interpreted.
+    """
+    from lab.check.exercise import examine, exercises
+
+    if name not in exercises():
+        raise ValueError(f"unknown exercise {name!r}; expected one of {', '.join(exercises())}")
+    if _collected is not None:
+        _collected[name] = fn
+        return None
+    return examine(exercises()[name], fn)
+
+
+@contextmanager
+def collecting() -> Iterator[dict[str, Callable]]:
+    """Inside the block `check` runs nothing: it notes which function is held against which exercise."""
+    global _collected
+    before, _collected = _collected, {}
+    try:
+        yield _collected
+    finally:
+        _collected = before
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`lab check`: the exit code is 0 if nothing failed, 1 if something did, 2 if it cannot be done as asked."""
+    from lab.check import terminal
+
+    return terminal.main(arguments)

@@ -1,0 +1,474 @@
+"""What an exercise is, and how a learner's function is held against it.
+
+An exercise is a list of *properties*, the simplest first. Each has cases, the smallest first, made so that a function
+for which all earlier properties hold can fail there for one reason only: its name is then what is wrong. (A formula is
+tried at column counts that need no mask, masks at contiguous rows, row strides with what is left.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lab.backends.cuda.compile import CompileError, recording
+from lab.backends.hardware import ARCHITECTURES, assume, default_device
+from lab.check.memory import Arena, Launch, Watch, is_learners, source_line, unwritten, watching
+from lab.check.report import COMPILED, FAILED, PASSED, Report
+
+SCRATCH = 0.1  # of the budget's bytes: what may be moved to and from memory that is neither argument nor output
+
+
+class Kind(Enum):
+    """What can be wrong with one call."""
+
+    DOES_NOT_COMPILE = auto()
+    RAISED = auto()
+    NO_LAUNCH = auto()  # no kernel was launched
+    OUTPUTS = auto()  # not the right number of tensors, or a wrong shape, dtype or device
+    MODIFIED = auto()  # an input
+    ALIASED = auto()  # an output shares memory with an input or with an earlier call's output
+    OUT_OF_BOUNDS = auto()
+    UNWRITTEN = auto()
+    UNDEFINED = auto()  # NaN where a number is expected
+    WRONG = auto()
+    WIDE = auto()  # a load or store wider than the block given
+    TRAFFIC = auto()  # more bytes moved than the budget allows
+    SLOW = auto()  # a smaller fraction of the bandwidth than the budget asks for
+
+
+class Violation(NamedTuple):
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. shape, dtype: of the operator's inputs. padding: how much further apart the rows of the first matrix
+    are than they are long (each further matrix one more). offset: elements before its first. prepare: changes the
+    random inputs in place. parameters: the other arguments."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    padding: int = 0
+    offset: int = 0
+    seed: int = 0
+    prepare: Callable[[dict[str, Tensor]], object] | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+
+class Target(NamedTuple):
+    """What one output should be, in float64, and how far off each element may be."""
+
+    value: Tensor
+    allowed: Tensor
+
+
+# (arguments by name, the learner's outputs by name) -> a target for each output
+Expectation = Callable[[dict, dict[str, Tensor]], dict[str, Target]]
+
+
+@dataclass(frozen=True)
+class Property:
+    """name: what a failure is called. says: what is demanded. hint: where to look, and never the answer.
+    kinds: what counts as a failure (None: everything but the budget and the block size). outputs: those looked at
+    (None: all). expectation: instead of the exercise's own."""
+
+    name: str
+    says: str
+    hint: str
+    cases: Sequence[Case]
+    kinds: frozenset[Kind] | None = None
+    outputs: tuple[str, ...] | None = None
+    expectation: Expectation | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be moved. reads, writes: {tensor: times}; weights and the like, which stay in cache, are left out.
+    case: counted in the interpreter. On a GPU: `fraction` of a copy's bandwidth for these bytes, at `gpu_shape`."""
+
+    reads: Mapping[str, int]
+    writes: Mapping[str, int]
+    cached: tuple[str, ...]
+    case: Case
+    gpu_shape: tuple[int, ...]
+    fraction: float
+
+    def __str__(self) -> str:
+        times = {1: "once", 2: "twice"}
+        parts = [f"{name} is read {times.get(n, f'{n} times')}" for name, n in self.reads.items()]
+        parts += [f"{name} is written {times.get(n, f'{n} times')}" for name, n in self.writes.items()]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """name: "rmsnorm.forward". title: one line. inputs(case): the tensor arguments by name, in order, on the CPU.
+    outputs: names. expectation: what the outputs should be. language: "triton" or "cuda"."""
+
+    name: str
+    title: str
+    inputs: Callable[[Case], dict[str, Tensor]]
+    outputs: tuple[str, ...]
+    expectation: Expectation
+    properties: Sequence[Property]
+    budget: Budget
+    language: str = "triton"
+
+
+@cache
+def exercises() -> dict[str, Exercise]:
+    """All exercises by name: those of every module of `lab.check` that defines EXERCISES."""
+    found = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        for exercise in getattr(importlib.import_module(f"lab.check.{module.name}"), "EXERCISES", ()):
+            found[exercise.name] = exercise
+    return found
+
+
+def allowed_error(reference: Tensor, torchs: Tensor, terms: Tensor) -> Target:
+    """The error rule: twice PyTorch's own error and four units of roundoff of the terms' sum; a double may be off by
+    1e-12 of it, since its reference is no better than itself."""
+    if torchs.dtype == torch.float64:
+        return Target(reference, 1e-12 * terms)
+    info = torch.finfo(torchs.dtype)
+    own = (torchs.double() - reference).abs()
+    return Target(reference, 2 * own + 2 * info.eps * terms + info.smallest_normal * info.eps)
+
+
+@dataclass
+class Run:
+    """One call of the learner's function: what came out, and what is known to be wrong apart from the values."""
+
+    arguments: dict
+    layout: str
+    outputs: dict[str, Tensor]
+    violations: list[Violation]
+    launches: list[Launch]
+
+
+class Examination:
+    """One function held against one exercise on the device that is there."""
+
+    def __init__(self, exercise: Exercise, fn: Callable) -> None:
+        self.exercise, self.fn = exercise, fn
+        self.device = _device(exercise)
+        self.runs: dict[int, Run] = {}
+        self.earlier: list[Tensor] = []  # kept alive, so that a fresh output cannot get their memory
+
+    def report(self) -> Report:
+        held: list[str] = []
+        for examined in self.exercise.properties:
+            for case in sorted(examined.cases, key=lambda case: torch.Size(case.shape).numel()):
+                if case.dtype == torch.bfloat16 and not _has_bfloat16(self.device):
+                    continue
+                run = self.run(case)
+                if violation := self.violation(examined, run):
+                    return self.failure(examined, run, violation, held)
+            held.append(examined.name)
+        return self.within_budget(held)
+
+    def run(self, case: Case) -> Run:
+        if id(case) not in self.runs:
+            self.runs[id(case)] = self._call(case)
+        return self.runs[id(case)]
+
+    def _call(self, case: Case) -> Run:
+        arena = Arena()
+        tensors = self.exercise.inputs(case)
+        if case.prepare:
+            case.prepare(tensors)
+        arguments, layout, matrices = {}, [], 0
+        for name, values in tensors.items():
+            padding = case.padding + matrices if case.padding and values.dim() > 1 else 0
+            matrices += values.dim() > 1
+            arguments[name] = arena.place(name, values, self.device, padding, case.offset)
+            layout.append(_layout(name, arguments[name]))
+        arguments |= case.parameters
+        layout += [f"{name}={value:g}" for name, value in case.parameters.items()]
+        inputs = list(arena.blocks)
+        run = Run(arguments, ", ".join(layout), {}, [], [])
+        with watching() as watch:
+            try:
+                with arena:
+                    returned = self.fn(**arguments)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+            except Exception as error:
+                run.launches = watch.launches
+                run.violations = [_raised(error, watch)]
+                return run
+        run.launches = watch.launches
+        run.violations = list(self._judge_call(run, returned, arena, inputs, watch, case))
+        return run
+
+    def _judge_call(self, run, returned, arena, inputs, watch, case) -> Iterator[Violation]:
+        if self.exercise.language == "triton" and not watch.launches:
+            yield Violation(Kind.NO_LAUNCH, "no Triton kernel was launched")
+        if wrong := _wrong_outputs(self.exercise, returned, run.arguments, self.device):
+            yield Violation(Kind.OUTPUTS, wrong)
+            return
+        values = returned if isinstance(returned, (tuple, list)) else (returned,)
+        run.outputs = dict(zip(self.exercise.outputs, values, strict=True))
+        for block in arena.blocks:
+            inside, outside = block.changes()
+            if block in inputs and inside:
+                yield Violation(Kind.MODIFIED, f"{block.name} has changed")
+            if outside:
+                name = block.name or next(
+                    (n for n, t in run.outputs.items() if _shares(t, block.tensor)), "scratch memory"
+                )
+                yield Violation(Kind.OUT_OF_BOUNDS, f"memory beside {name}, or between its rows, was overwritten")
+        for name, output in run.outputs.items():
+            for other in (*(block.tensor for block in inputs), *self.earlier):
+                if _shares(output, other):
+                    owner = next((block.name for block in inputs if block.tensor is other), "an earlier call's output")
+                    yield Violation(Kind.ALIASED, f"{name} shares its memory with {owner}")
+                    break
+        self.earlier += run.outputs.values()
+        for name, output in run.outputs.items():
+            missing = unwritten(output)
+            if missing.any():
+                first = ", ".join(map(str, missing.nonzero()[0].tolist()))
+                count = f"{int(missing.sum())} of {missing.numel()} elements of {name}"
+                yield Violation(Kind.UNWRITTEN, f"{count} were never written; the first is {name}[{first}]")
+        if "block" in case.parameters and watch.widest > case.parameters["block"]:
+            widest = f"the widest load or store has {watch.widest} lanes"
+            yield Violation(Kind.WIDE, f"{widest}; the block given has {case.parameters['block']:g}")
+        if case is self.exercise.budget.case and watch.regions:
+            yield from _over_budget(self.exercise.budget, run, watch)
+
+    def violation(self, examined: Property, run: Run) -> Violation | None:
+        """What is wrong with this run as far as this property looks at it."""
+        kinds = examined.kinds or frozenset(Kind) - {Kind.WIDE, Kind.TRAFFIC, Kind.SLOW}
+        if found := next((violation for violation in run.violations if violation.kind in kinds), None):
+            return found
+        if not run.outputs or not kinds & {Kind.WRONG, Kind.UNDEFINED}:
+            return None
+        targets = (examined.expectation or self.exercise.expectation)(run.arguments, run.outputs)
+        compared = [
+            _compare(name, run.outputs[name], target)
+            for name, target in targets.items()
+            if examined.outputs is None or name in examined.outputs
+        ]
+        return next((violation for violation in compared if violation and violation.kind in kinds), None)
+
+    def failure(self, examined: Property, run: Run, violation: Violation, held: Sequence[str]) -> Report:
+        findings = [("smallest case", run.layout)] if run.layout else []
+        findings += [("launch", str(run.launches[-1]))] if run.launches else []
+        findings += [("found", violation.text)]
+        return Report(self.exercise.name, FAILED, examined.name, examined.says, findings, held, hint_text=examined.hint)
+
+    def within_budget(self, held: list[str]) -> Report:
+        budget = self.exercise.budget
+        if self.device.type == "cuda":
+            examined = Property(
+                "bandwidth",
+                f"Runs at {budget.fraction:.0%} of a copy's bandwidth at least, counted as if {budget}.",
+                "Is something read or written more often than the budget says? Do neighbouring lanes touch "
+                "neighbouring columns? Is the grid large enough to keep every multiprocessor busy, and num_warps "
+                "fit for the row?",
+                (),
+            )
+            run, found = self.bandwidth()
+            if found:
+                return self.failure(examined, run, found, held)
+            return Report(self.exercise.name, PASSED, held=[*held, examined.name])
+        examined = Property(
+            "bytes moved",
+            f"Keeps to the budget: {budget}.",
+            "Count the loads and stores that each element meets on its way. What is needed again can stay in "
+            "registers; what is written need not be read back; two kernels in a row read their input twice.",
+            (budget.case,),
+            frozenset({Kind.TRAFFIC}),
+        )
+        run = self.run(budget.case)
+        if found := next((violation for violation in run.violations if violation.kind is Kind.TRAFFIC), None):
+            return self.failure(examined, run, found, held)
+        unchecked = ["bandwidth (this machine has no GPU)"]
+        return Report(self.exercise.name, PASSED, held=[*held, examined.name], unchecked=unchecked)
+
+    def bandwidth(self) -> tuple[Run, Violation | None]:
+        """Time the function against a copy of as many bytes as the budget has."""
+        from lab.benchmark import timing
+
+        budget = self.exercise.budget
+        case = Case(budget.gpu_shape, torch.float16, parameters=budget.case.parameters)
+        arguments = {name: values.to(self.device) for name, values in self.exercise.inputs(case).items()}
+        layout = ", ".join(_layout(name, tensor) for name, tensor in arguments.items())
+        matrix = next(iter(arguments.values()))
+        passes = sum(budget.reads.values()) + sum(budget.writes.values())
+        source = torch.empty(passes * matrix.numel() // 2, dtype=matrix.dtype, device=self.device)
+        target = torch.empty_like(source)
+        run = Run(arguments | dict(case.parameters), layout, {}, [], [])
+        times = timing.measure({"copy": lambda: target.copy_(source), "yours": lambda: self.fn(**run.arguments)})
+        fraction = times["copy"].median_us / times["yours"].median_us
+        if fraction >= budget.fraction:
+            return run, None
+        text = (
+            f"{times['yours'].median_us:.1f} us, where a copy of as many bytes takes {times['copy'].median_us:.1f} us: "
+            f"{fraction:.0%} of its bandwidth"
+        )
+        return run, Violation(Kind.SLOW, text)
+
+    def compile_only(self) -> Report:
+        """For a CUDA exercise on a machine without a GPU."""
+        architecture = "sm_80"
+        for case in self.exercise.properties[0].cases:
+            arguments = self.exercise.inputs(case) | dict(case.parameters)
+            layout = ", ".join(_layout(name, value) for name, value in arguments.items() if isinstance(value, Tensor))
+            run = Run(arguments, layout, {}, [], [])
+            try:
+                with assume(ARCHITECTURES[architecture]), recording() as compiled:
+                    self.fn(**arguments)
+            except Exception as error:
+                run.violations = [_raised(error, Watch())]
+            else:
+                if not compiled:
+                    run.violations = [Violation(Kind.NO_LAUNCH, "no CUDA kernel was launched")]
+            for examined in self.exercise.properties:
+                if found := self.violation(examined, run):
+                    return self.failure(examined, run, found, ())
+        seen = {Kind.DOES_NOT_COMPILE, Kind.RAISED, Kind.NO_LAUNCH}
+        unchecked = [each.name for each in self.exercise.properties if not (each.kinds and each.kinds <= seen)]
+        return Report(
+            self.exercise.name,
+            COMPILED,
+            findings=[("compiled", f"for {architecture}, in every dtype asked for")],
+            unchecked=[*unchecked, "bandwidth"],
+        )
+
+
+def examine(exercise: Exercise, fn: Callable) -> Report:
+    examination = Examination(exercise, fn)
+    if exercise.language == "cuda" and examination.device.type != "cuda":
+        return examination.compile_only()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thousands of operations on a few elements: threads would only wait for one another
+    try:
+        return examination.report()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _device(exercise: Exercise) -> torch.device:
+    """Triton's interpreter works on the CPU, whatever else is there."""
+    if exercise.language == "cuda":
+        return default_device()
+    from lab.backends.registry import BackendUnavailable
+    from lab.backends.triton.runtime import INTERPRETED, unavailable
+
+    device = torch.device("cpu") if INTERPRETED else default_device()
+    if reason := unavailable(device):
+        raise BackendUnavailable(reason)
+    return device
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _layout(name: str, tensor: Tensor) -> str:
+    """`x 3x127 float16 (row stride 132)`"""
+    text = f"{name} {'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
+    padded = tensor.dim() > 1 and tensor.stride(0) != tensor.shape[1]
+    return text + (f" (row stride {tensor.stride(0)})" if padded else "")
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _wrong_outputs(exercise: Exercise, returned: object, arguments: dict, device: torch.device) -> str | None:
+    """What is wrong with the returned values as Python objects, or None."""
+    values = returned if isinstance(returned, (tuple, list)) else (returned,)
+    wanted = ", ".join(exercise.outputs)
+    if len(values) != len(exercise.outputs):
+        return f"returned {len(values)} values; expected {len(exercise.outputs)}: {wanted}"
+    shapes = exercise.expectation(arguments, {})
+    dtype = next(iter(arguments.values())).dtype
+    for name, value in zip(exercise.outputs, values, strict=True):
+        if not isinstance(value, Tensor):
+            return f"{name} is a {type(value).__name__}; expected a tensor"
+        if value.shape != shapes[name].value.shape:
+            return f"{name} has shape {tuple(value.shape)}; expected {tuple(shapes[name].value.shape)}"
+        if value.dtype != dtype or value.device.type != device.type:
+            return f"{name} is {value.dtype} on {value.device}; expected {dtype} on {device}"
+    return None
+
+
+def _compare(name: str, output: Tensor, target: Target) -> Violation | None:
+    value, allowed = target.value, target.allowed
+    error = (output.double() - value).abs()
+    wrong = ~(error <= allowed)  # a NaN is wrong too
+    if not wrong.any():
+        return None
+    undefined = wrong & output.isnan()
+    index = tuple((undefined if undefined.any() else wrong).nonzero()[0].tolist())
+    yours, expected = float(output[index]), float(value[index])
+    text = (
+        f"{name}[{', '.join(map(str, index))}]: yours {yours:.9g}, expected {expected:.9g}, difference "
+        f"{yours - expected:.3g} (allowed: {float(allowed[index]):.2g})\n"
+        f"{int(wrong.sum())} of {wrong.numel()} elements of {name} are wrong"
+    )
+    return Violation(Kind.UNDEFINED if undefined.any() else Kind.WRONG, text)
+
+
+def _raised(error: BaseException, watch: Watch) -> Violation:
+    if watch.out_of_bounds:
+        return Violation(Kind.OUT_OF_BOUNDS, watch.out_of_bounds)
+    while error.__cause__ is not None and type(error).__name__ not in ("CompileError", "CompilationError"):
+        error = error.__cause__  # Triton's CompilationError points at the line, its cause does not
+    if isinstance(error, CompileError):
+        return Violation(Kind.DOES_NOT_COMPILE, _first_error(str(error)))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_learners(f.filename)]
+    where = [source_line(frame.filename, frame.lineno or 0) for frame in frames[-2:]]
+    return Violation(Kind.RAISED, "\n".join([*where, f"{type(error).__name__}: {error}".rstrip(": ")]))
+
+
+def _first_error(log: str) -> str:
+    """The first error of NVRTC's log; the others often follow from it."""
+    log = re.sub(r"\S*compile_kernel_\w+\.cu", "source", log.partition("compilation log:")[2] or log)
+    errors = [part.strip() for part in log.split("\n\n") if "error" in part]
+    if errors and "__nv_name_map" in errors[0]:
+        return f"the launch asks for a kernel that the source does not have\n{errors[0].splitlines()[0]}"
+    return errors[0] if errors else log.strip()
+
+
+def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
+    owners = {**{n: t for n, t in run.arguments.items() if isinstance(t, Tensor)}, **run.outputs}
+    allowed = 0
+    scratch = 0
+    over = []
+    for name, tensor in owners.items():
+        allowed += tensor.nbytes * (budget.reads.get(name, 0) + budget.writes.get(name, 0))
+    for region in watch.regions.values():
+        name = next((n for n, tensor in owners.items() if _shares(tensor, region.tensor)), "")
+        if name in budget.cached:
+            continue
+        for verb, counts, limits in (("read", region.reads, budget.reads), ("written", region.writes, budget.writes)):
+            if not name:
+                scratch += int(counts.sum()) * region.tensor.element_size()
+            elif (times := int(counts.sum()) / owners[name].numel()) > limits.get(name, 0):
+                over.append(f"{name} is {verb} {times:.3g} times; the budget says {limits.get(name, 0)}")
+    if scratch > SCRATCH * allowed:
+        over.append(
+            f"{scratch} bytes go to and from memory that is neither argument nor output; the budget has {allowed} "
+            "bytes in all, and grants a tenth of that on top"
+        )
+    if over:
+        yield Violation(Kind.TRAFFIC, "\n".join(over))
+
+
+__all__ = ["Budget", "Case", "Exercise", "Kind", "Property", "Target", "allowed_error", "examine", "exercises"]

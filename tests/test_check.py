@@ -1,0 +1,319 @@
+"""The exercise checks, proven: solutions pass, empty exercises fail, each wrong answer is caught by the name of what it
+violates, and nothing that a learner writes hangs or kills `lab check`."""
+
+import importlib.util
+import os
+import re
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+
+from lab.benchmark import timing
+from lab.check import check, collecting, main, terminal
+from lab.check.exercise import Examination, exercises
+from lab.check.memory import Watch
+from lab.check.report import COMPILED, FAILED, PASSED
+
+ROOT = Path(__file__).parents[1]
+NO_GPU = not torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(NO_GPU, reason="this machine has no GPU")
+CHAPTERS = sorted({name.partition(".")[0] for name in exercises()})
+
+
+def wrong_answers(chapter: str):
+    spec = importlib.util.spec_from_file_location(
+        f"wrong_{chapter}", ROOT / "tests" / "wrong_answers" / f"{chapter}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+WRONG = wrong_answers("rmsnorm")
+
+
+def functions(path: Path) -> dict:
+    """What a file hands to lab.check."""
+    with collecting() as found:
+        runpy.run_path(str(path))
+    return found
+
+
+@pytest.fixture(scope="module")
+def solutions() -> dict:
+    return {name: fn for chapter in CHAPTERS for name, fn in functions(ROOT / "solutions" / f"{chapter}.py").items()}
+
+
+def mistaken(wrong, folder: Path):
+    """The function of a wrong answer: the solution's text, changed between the check before it and its own."""
+    name = wrong.exercise
+    text = (ROOT / "solutions" / f"{name.partition('.')[0]}.py").read_text()
+    end = text.index(f'\nlab.check("{name}"')
+    start = text.rfind("\nlab.check(", 0, end) + 1
+    assert wrong.old in text[start:end], f"{wrong.mistake}: the solution has no {wrong.old!r}"
+    path = folder / "wrong.py"
+    path.write_text(text[:start] + text[start:end].replace(wrong.old, wrong.new) + text[end:])
+    return functions(path)[name]
+
+
+def caught(wrong, folder: Path) -> None:
+    report = check(wrong.exercise, mistaken(wrong, folder))
+    assert (report.status, report.failed) == (FAILED, wrong.property), f"{wrong.mistake}:\n{report}"
+    assert not report
+    assert report.hint_text and report.findings
+
+
+def identify(wrong) -> str:
+    return f"{wrong.exercise}: {wrong.mistake}" if hasattr(wrong, "mistake") else str(wrong)
+
+
+# solutions pass -------------------------------------------------------------------------------------------------------
+
+TRITON = sorted(name for name, exercise in exercises().items() if exercise.language == "triton")
+CUDA = sorted(name for name, exercise in exercises().items() if exercise.language == "cuda")
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", TRITON)
+def test_solution_passes(name, solutions):
+    report = check(name, solutions[name])
+    assert report.status == PASSED, report
+    assert "bytes moved" in report.held
+    assert "bandwidth (this machine has no GPU)" in report.unchecked
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", CUDA)
+def test_cuda_solution_compiles_and_does_not_count_as_passed(name, solutions):
+    report = check(name, solutions[name])
+    assert report.status == COMPILED and not report
+    assert "compiled, not run: this machine has no GPU" in str(report)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TRITON + CUDA)
+def test_solution_passes_on_a_gpu(name, solutions):
+    report = check(name, solutions[name])
+    assert report.status == PASSED, report
+    assert "bandwidth" in report.held
+
+
+# wrong answers are caught by name -------------------------------------------------------------------------------------
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("wrong", WRONG.TRITON + WRONG.CUDA_COMPILED, ids=identify)
+def test_wrong_answer_is_caught_by_name(wrong, tmp_path):
+    caught(wrong, tmp_path)
+
+
+@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("wrong", WRONG.CUDA_RUN, ids=identify)
+def test_wrong_answer_is_caught_by_name_on_a_gpu(wrong, tmp_path):
+    caught(wrong, tmp_path)
+
+
+@pytest.mark.cpu
+def test_no_property_is_for_show():
+    """Each is the one that catches some wrong answer."""
+    named = {each.name for exercise in exercises().values() for each in exercise.properties} | {"bytes moved"}
+    assert named == {wrong.property for wrong in [*WRONG.TRITON, *WRONG.CUDA_COMPILED, *WRONG.CUDA_RUN]}
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    "mistake",
+    ["masks nothing", "stores without a mask", "uses x's stride for y", "ignores x's stride", "writes into x"],
+)
+def test_guard_zones_alone_catch_it_by_the_same_name(mistake, tmp_path, monkeypatch):
+    """On a GPU no load or store can be watched: what was read from and written to the guard zones has to tell."""
+    monkeypatch.setattr(Watch, "touched", lambda *_: None)
+    caught(next(wrong for wrong in WRONG.TRITON if wrong.mistake == mistake), tmp_path)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("fraction, holds", [(0.4, True), (0.6, False)])
+def test_bandwidth_budget(fraction, holds, solutions, monkeypatch):
+    """A kernel that takes twice a copy's time runs at half its bandwidth. (The clock is made up.)"""
+    times = {"copy": SimpleNamespace(median_us=10.0), "yours": SimpleNamespace(median_us=20.0)}
+    monkeypatch.setattr(timing, "measure", lambda candidates: {name: times[name] for name in candidates})
+    exercise = exercises()["rmsnorm.forward"]
+    budget = replace(exercise.budget, gpu_shape=(64, 64), fraction=fraction)
+    _, violation = Examination(replace(exercise, budget=budget), solutions[exercise.name]).bandwidth()
+    assert (violation is None) == holds
+    assert holds or "50% of its bandwidth" in violation.text
+
+
+# reports --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cpu
+def test_report_shows_the_first_wrong_place(tmp_path):
+    wrong = next(wrong for wrong in WRONG.TRITON if wrong.mistake == "mean over the block")
+    text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
+    assert "smallest case x 1x3 float32" in text  # the smallest row that no block fits
+    assert re.search(r"y\[0, 0\]: yours \S+, expected \S+, difference \S+ \(allowed: \S+\)", text)
+    assert "forward_kernel[(1,)](x=float32[1,3], x_stride=3" in text
+    assert "BLOCK=4" in text
+
+
+@pytest.mark.cpu
+def test_report_points_at_the_access_out_of_bounds(tmp_path):
+    wrong = next(wrong for wrong in WRONG.TRITON if wrong.mistake == "stores without a mask")
+    text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
+    assert "tl.store(y + row * columns + column, value * r * w)" in text
+    assert "writes 1 of 4 elements outside every tensor of the launch; the first is y + 3" in text.replace(
+        "\n" + " " * 16, " "
+    )
+
+
+@pytest.mark.cpu
+def test_an_exception_is_shown_with_the_learners_own_lines(tmp_path):
+    report = check("rmsnorm.forward", mistaken(WRONG.TRITON[0], tmp_path))
+    assert "return y / undefined" in str(report)
+    assert "NameError: name 'undefined' is not defined" in str(report)
+    assert "Traceback" not in str(report) and "lab/check" not in str(report)
+
+
+@pytest.mark.cpu
+def test_the_hint_is_held_back_and_shows_no_code(tmp_path, capsys):
+    report = check("rmsnorm.forward", mistaken(WRONG.TRITON[0], tmp_path))
+    assert report.hint_text not in str(report)
+    report.hint()
+    assert capsys.readouterr().out.split() == report.hint_text.split()
+
+
+@pytest.mark.cpu
+def test_two_reports_of_one_function_are_equal(tmp_path):
+    """Inputs are drawn from fixed seeds: a learner who changes nothing sees nothing change."""
+    fn = mistaken(WRONG.TRITON[10], tmp_path)
+    assert str(check("rmsnorm.forward", fn)) == str(check("rmsnorm.forward", fn))
+
+
+@pytest.mark.cpu
+def test_unknown_exercise_is_named():
+    with pytest.raises(ValueError, match=r"unknown exercise 'rmsnorm\.sideways'; expected one of rmsnorm\.forward"):
+        check("rmsnorm.sideways", print)
+
+
+# what is generated ----------------------------------------------------------------------------------------------------
+
+
+def build(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "solutions" / "build_exercises.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.cpu
+def test_exercises_are_in_step_with_solutions():
+    result = build("--check")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_exercises_hold_no_answer(chapter):
+    solution = (ROOT / "solutions" / f"{chapter}.py").read_text()
+    answers = re.findall(r"BEGIN ANSWER.*?\n(.*?)\n *(?:#|//) END ANSWER", solution, re.S)
+    assert len(answers) >= 5
+    text = (ROOT / "exercises" / f"{chapter}.py").read_text()
+    cells = nbformat.read(ROOT / "exercises" / f"{chapter}.ipynb", as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(cell.execution_count is None and not cell.outputs for cell in code)
+    for shown in (text, "\n".join(cell.source for cell in cells)):
+        assert "ANSWER" not in shown and shown.count("your code here") >= 5
+        assert not any(answer in shown for answer in answers)
+    assert "sys.modules" in code[0].source and "git" in code[0].source  # Colab first
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", sorted(exercises()))
+def test_page_shows_what_the_unsolved_exercise_prints(name):
+    path = ROOT / "exercises" / f"{name.partition('.')[0]}.py"
+    text = re.sub(r"^# ?", "", path.read_text(), flags=re.M)
+    shown = re.search(rf"^Unsolved, it prints:\n\n```text\n({re.escape(name)}.*?)\n```$", text, re.M | re.S)
+    report = check(name, functions(path)[name])
+    assert report.status == FAILED
+    assert re.sub(r"line \d+", "line N", shown[1]) == re.sub(
+        r"line \d+", "line N", re.sub(r"(?m)^\s+$", "", str(report))
+    )
+
+
+# in a terminal --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An exercises folder of the test's own."""
+    monkeypatch.setattr(terminal, "FOLDER", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.cpu
+def test_empty_exercise_fails_without_a_traceback(folder, capfd):
+    (folder / "rmsnorm.py").write_text((ROOT / "exercises" / "rmsnorm.py").read_text())
+    assert main(["rmsnorm"]) == 1
+    out, err = capfd.readouterr()
+    assert "Traceback" not in out + err
+    assert out.count("FAILED at") == 5 and out.endswith("5 failed\n")
+    assert main([]) == 0
+    listed = capfd.readouterr().out
+    assert re.search(r'rmsnorm.add +FAILED at "runs"', listed)
+
+
+@pytest.mark.cpu
+def test_solved_exercise_passes_in_a_terminal(folder, capfd):
+    arguments = ["rmsnorm.forward", "rmsnorm.cuda", "--file", str(ROOT / "solutions" / "rmsnorm.py")]
+    assert main(arguments) == 0
+    assert capfd.readouterr().out.endswith("1 passed, 1 compiled but not run\n")
+
+
+DIES = """
+import os
+import lab
+lab.check("rmsnorm.forward", lambda x, weight, eps: os.abort())
+lab.check("rmsnorm.add", lambda x, residual, weight, eps: (x + 1, x + 2))
+def hang(x, weight, eps, block):
+    while True:
+        pass
+lab.check("rmsnorm.long_rows", hang)
+raise RuntimeError("the rest was not written yet")
+"""
+
+
+@pytest.mark.cpu
+def test_a_crash_a_hang_and_a_broken_file_are_reported_and_the_rest_is_checked(folder, capfd, monkeypatch):
+    monkeypatch.setattr(terminal, "TIMEOUT_S", 3.0)
+    (folder / "rmsnorm.py").write_text(DIES)
+    assert main(["rmsnorm.forward", "rmsnorm.add", "rmsnorm.long_rows", "rmsnorm.backward", "--hint"]) == 1
+    out, err = capfd.readouterr()
+    assert 'rmsnorm.forward: FAILED at "survives"' in out and "SIGABRT" in out
+    assert 'rmsnorm.add: FAILED at "launches a kernel"' in out
+    assert 'rmsnorm.long_rows: FAILED at "ends"' in out and "still running after 3 seconds" in out
+    assert 'rmsnorm.backward: FAILED at "the file runs"' in out and "RuntimeError: the rest was not written yet" in out
+    assert "A kernel is launched with kernel[grid](arguments)." in out  # a hint
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("arguments", [["softmacks"], ["rmsnorm", "--file", "nowhere.py"]])
+def test_what_cannot_be_checked_is_said(arguments, folder, capsys):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("lab check: ")
+
+
+@pytest.mark.cpu
+def test_the_command_line_reaches_the_checks():
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lab", "check", "rmsnorm.sideways"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 2 and "unknown exercise 'rmsnorm.sideways'" in result.stderr
