@@ -439,7 +439,7 @@ def _raised(error: BaseException, watch: Watch) -> Violation:
 
 def _first_error(log: str) -> str:
     """The first error of NVRTC's log; the others often follow from it."""
-    log = re.sub(r"\S*compile_kernel_\w+\.cu", "source", log.partition("compilation log:")[2] or log)
+    log = re.sub(r"\S+\.cu(?=\()", "source", log.partition("compilation log:")[2] or log)
     errors = [part.strip() for part in log.split("\n\n") if "error" in part]
     if errors and "__nv_name_map" in errors[0]:
         return f"the launch asks for a kernel that the source does not have\n{errors[0].splitlines()[0]}"
