@@ -185,6 +185,14 @@ def test_an_exception_is_shown_with_the_learners_own_lines(tmp_path):
 
 
 @pytest.mark.cpu
+def test_a_compile_error_is_nvrtcs_first_with_the_line(tmp_path):
+    wrong = next(wrong for wrong in WRONG.CUDA_COMPILED if wrong.mistake == "a syntax error")
+    text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
+    assert re.search(r'found +source\(\d+\): error: expected a ";"', text)
+    assert text.count("error:") == 1
+
+
+@pytest.mark.cpu
 def test_the_hint_is_held_back_and_shows_no_code(tmp_path, capsys):
     report = check("rmsnorm.forward", mistaken(WRONG.TRITON[0], tmp_path))
     assert report.hint_text not in str(report)

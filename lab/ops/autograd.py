@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class Passes:
-    """Both passes of one implementation on canonical tensors, recorded in traces and run on the tensors' own GPU."""
+    """Both passes of one implementation, recorded in traces and run on the tensors' own GPU.
+
+    eager, compiled: the differentiable function of the operator's arguments, for eager mode and under torch.compile."""
 
     def __init__(self, operator: Operator, implementation: Implementation) -> None:
         self.operator, self.implementation = operator, implementation
@@ -52,16 +54,27 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *args):
-            results = forward(*args)
-            ctx.save_for_backward(*operator.saved(args[:n_tensors], results))
-            ctx.parameters = args[n_tensors:]
-            return results[:n_outputs]
+            tensors, ctx.parameters = args[:n_tensors], args[n_tensors:]
+            canonical = operator.canonical(*tensors)
+            results = forward(*canonical, *ctx.parameters)
+            ctx.save_for_backward(*operator.saved(canonical, results))
+            ctx.shapes = [tensor.shape for tensor in tensors]
+            ctx.output_shapes = [result.shape for result in results[:n_outputs]]
+            return operator.restore(results[:n_outputs], *tensors)
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx, *grads):
+            grads = [grad.reshape(shape) for grad, shape in zip(grads, ctx.output_shapes)]
             results = backward(*operator.canonical_grads(*grads), *ctx.saved_tensors, *ctx.parameters)
-            return *operator.gradients(*results), *(None for _ in ctx.parameters)
+            # A gradient of two inputs stays one tensor object: autograd then sees that it is shared, and copies it
+            # where both inputs are leaves. Of two views it would not know.
+            restored: dict[int, Tensor] = {}
+            gradients = [
+                restored.setdefault(id(gradient), gradient.view(shape))
+                for gradient, shape in zip(operator.gradients(*results), ctx.shapes)
+            ]
+            return *gradients, *(None for _ in ctx.parameters)
 
     Function.__name__ = Function.__qualname__ = operator.name
     return Function.apply
@@ -107,7 +120,13 @@ def _custom_operator(
         return *operator.gradients(*results), *(None for _ in ctx.parameters)
 
     forward_op.register_autograd(run_backward, setup_context=setup_context)
-    return lambda *args: forward_op(*args)[:n_outputs]
+
+    def function(*args):
+        tensors, parameters = args[:n_tensors], args[n_tensors:]
+        results = forward_op(*operator.canonical(*tensors), *parameters)
+        return operator.restore(results[:n_outputs], *tensors)
+
+    return function
 
 
 def differentiable(operator: Operator, chosen: dict[str, Implementation | BackendUnavailable]) -> Callable:
@@ -128,11 +147,9 @@ def differentiable(operator: Operator, chosen: dict[str, Implementation | Backen
         here = passes.get(tensors[0].device.type)
         if not isinstance(here, Passes):
             raise here or BackendUnavailable(f"{operator.name}: nothing runs on {tensors[0].device}")
-        canonical = operator.canonical(*tensors)
-        if reason := here.implementation.refuses(*canonical):
+        if reason := here.implementation.refuses(*tensors):
             raise BackendUnavailable(f"{operator.name} on {here.implementation}: {reason}")
-        run = here.compiled if torch.compiler.is_compiling() else here.eager
-        outputs = operator.restore(run(*canonical, *args[n_tensors:]), *tensors)
+        outputs = here.compiled(*args) if torch.compiler.is_compiling() else here.eager(*args)
         return outputs[0] if len(outputs) == 1 else outputs
 
     function.__name__ = function.__qualname__ = operator.name

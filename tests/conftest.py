@@ -1,0 +1,59 @@
+"""One suite, two processes: where no GPU is visible it runs on the CPU, Triton in its interpreter; where one is, on it.
+
+    CUDA_VISIBLE_DEVICES= python -m pytest     the CPU suite
+    python -m pytest                           the GPU suite, on a machine with a GPU
+
+Random data is drawn afresh in every session; LAB_TEST_SEED=N repeats one.
+"""
+
+import os
+import random
+
+import pytest
+import torch
+
+import lab  # noqa: F401  before anything imports Triton: it switches the interpreter on where there is no GPU
+from lab.backends.hardware import default_device
+
+SEED = int(os.environ.get("LAB_TEST_SEED", random.randrange(2**31)))
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):  # xdist: every worker has its controller's seed
+        global SEED
+        SEED = config.workerinput["lab_seed"]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["lab_seed"] = SEED
+
+
+def pytest_report_header(config):
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: CPU, Triton in its interpreter"
+    return f"lab: {where}; LAB_TEST_SEED={SEED}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """`cpu` tests need the interpreter or test the book and the packaging: not part of the GPU suite at all. `gpu`
+    tests are skipped without a GPU, and say so."""
+    there = torch.cuda.is_available()
+    left_out = [item for item in items if there and item.get_closest_marker("cpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    if not there:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, and this machine has none"))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return default_device()
+
+
+@pytest.fixture
+def seed(request) -> int:
+    """Different for every test and session; shown in the header."""
+    return SEED + sum(map(ord, request.node.nodeid))

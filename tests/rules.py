@@ -1,0 +1,149 @@
+"""What every implementation is held to, as functions that raise AssertionError; `test_numerics.py` applies them to all
+that is registered, and shows that each of them catches a wrong implementation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lab
+from lab.backends import registry
+from lab.backends.registry import Implementation
+from lab.ops.operator import Operator
+
+
+def outputs_of(result) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def bound_to(implementation: Implementation):
+    """The public function on exactly this implementation."""
+    return lab.get_op(implementation.operator, str(implementation))
+
+
+def run(function, tensors, grads=None) -> dict[str, Tensor]:
+    """Outputs, and with `grads` the gradients of all tensors, by name."""
+    operator = registry.operator(function.__name__)
+    leaves = [tensor.detach().requires_grad_() if grads is not None else tensor for tensor in tensors]
+    outputs = outputs_of(function(*leaves))
+    found = dict(zip(operator.outputs, outputs))
+    if grads is not None:
+        gradients = torch.autograd.grad(outputs, leaves, grads)
+        found |= {f"d{name}": gradient for name, gradient in zip(operator.tensors, gradients)}
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def reference(operator: Operator, tensors, grads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Float64 results of the contract's mathematics, and for each the sum of the absolute values of its terms."""
+    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    args = operator.complete(*wide)
+    outputs = outputs_of(operator.reference(*args))
+    wide_grads = tuple(grad.double() for grad in grads)
+    gradients = torch.autograd.grad(outputs, wide, wide_grads)
+    detached = operator.complete(*(tensor.detach() for tensor in wide))
+    of_outputs, of_gradients = operator.term_sums(detached, wide_grads)
+    names = [*operator.outputs, *(f"d{name}" for name in operator.tensors)]
+    values = dict(zip(names, [*(output.detach() for output in outputs), *gradients]))
+    return values, dict(zip(names, [*of_outputs, *of_gradients]))
+
+
+def random_grads(operator: Operator, tensors, seed: int) -> tuple[Tensor, ...]:
+    outputs = outputs_of(operator.reference(*operator.complete(*(tensor.to("meta") for tensor in tensors))))
+    generator = torch.Generator(tensors[0].device).manual_seed(seed + 17)
+    return tuple(
+        torch.randn(output.shape, generator=generator, dtype=output.dtype, device=tensors[0].device)
+        for output in outputs
+    )
+
+
+def check_error(implementation: Implementation, tensors, grads) -> None:
+    """|ours - float64| <= (2 e + 4 u) T for every element: u the dtype's unit roundoff, T the sum of the absolute values
+    of the element's terms, e PyTorch's own largest error in the same dtype, in units of T.
+
+    e is a maximum over the tensor, not the same element's: an element on which PyTorch is exact by luck says nothing.
+    """
+    operator = registry.operator(implementation.operator)
+    expected, terms = reference(operator, tensors, grads)
+    ours = run(bound_to(implementation), tensors, grads)
+    theirs = run(lab.get_op(operator.name, "torch"), tensors, grads)
+    dtype = tensors[0].dtype
+    unit, tiny = torch.finfo(dtype).eps / 2, torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    for name, value in expected.items():
+        scale = terms[name] + tiny
+        torchs = ((theirs[name].double() - value).abs() / scale).max() if value.numel() else 0
+        bound = (2 * torchs + 4 * unit) * scale + tiny
+        error = (ours[name].double() - value).abs()
+        fine = error <= bound
+        if not bool(fine.all()):  # NaN compares false, so it is never fine
+            index = tuple(torch.nonzero(~fine)[0].tolist())
+            raise AssertionError(
+                f"{implementation} {operator.name} {tuple(tensors[0].shape)} {dtype}: {name}{list(index)} is "
+                f"{ours[name][index].item()}, expected {value[index].item()} within {bound[index].item()}; "
+                f"{int((~fine).sum())} of {fine.numel()} elements are off"
+            )
+
+
+class Poison(TorchDispatchMode):
+    """Memory that is handed out without being written holds NaN, so that an element nobody writes shows."""
+
+    UNWRITTEN = {"aten::empty.memory_format", "aten::empty_strided", "aten::empty_like", "aten::new_empty"}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.name() in self.UNWRITTEN and result.is_floating_point():
+            result.fill_(float("nan"))
+        return result
+
+
+def passes(implementation: Implementation, tensors, grads) -> dict[str, Tensor]:
+    """As `run`, but calling the two pure passes, without autograd and its threads."""
+    operator = registry.operator(implementation.operator)
+    canonical = operator.canonical(*tensors)
+    parameters = operator.complete(*tensors)[len(tensors) :]
+    shapes = [like.shape for like in operator.like_forward(*(tensor.to("meta") for tensor in canonical))]
+    grads = operator.canonical_grads(*(grad.reshape(shape) for grad, shape in zip(grads, shapes)))
+    results = implementation.forward(*canonical, *parameters)
+    gradients = implementation.backward(*grads, *operator.saved(canonical, results), *parameters)
+    names = [*operator.outputs, *operator.residuals, *(f"d{name}" for name in operator.tensors)]
+    return dict(zip(names, [*results, *operator.gradients(*gradients)]))
+
+
+def check_all_written(implementation: Implementation, tensors, grads) -> None:
+    with Poison():
+        found = passes(implementation, tensors, grads)
+    for name, tensor in found.items():
+        assert not bool(tensor.isnan().any()), f"{implementation}: {int(tensor.isnan().sum())} of {name} is unwritten"
+
+
+def check_inputs_unmodified(implementation: Implementation, tensors, grads) -> None:
+    before = [tensor.clone() for tensor in (*tensors, *grads)]
+    passes(implementation, tensors, grads)
+    for tensor, copy in zip((*tensors, *grads), before):
+        assert torch.equal(tensor, copy), f"{implementation}: an input of shape {tuple(tensor.shape)} was modified"
+
+
+def check_no_aliasing(implementation: Implementation, tensors, grads) -> None:
+    """Neither the inputs' memory nor the other call's comes back, and no gradient lies in an output."""
+
+    def memory(found) -> set[int]:
+        return {tensor.untyped_storage().data_ptr() for tensor in found if tensor.numel()}
+
+    operator = registry.operator(implementation.operator)
+    first, second = (run(bound_to(implementation), tensors, grads) for _ in range(2))
+    given = memory([*tensors, *grads])
+    assert not memory(first.values()) & given, f"{implementation}: a result shares memory with an input"
+    assert not memory(first.values()) & memory(second.values()), f"{implementation}: two calls share memory"
+    outputs = [first[name] for name in operator.outputs]
+    assert len(memory(outputs)) == len(outputs), f"{implementation}: two outputs share memory"
+    gradients = [first[f"d{name}"] for name in operator.tensors]
+    assert not memory(outputs) & memory(gradients), f"{implementation}: a gradient shares memory with an output"
+
+
+def check_non_finite(implementation: Implementation, tensors, grads) -> None:
+    """NaN and infinities come out where PyTorch lets them out."""
+    ours = run(bound_to(implementation), tensors, grads)
+    theirs = run(lab.get_op(implementation.operator, "torch"), tensors, grads)
+    for name, tensor in theirs.items():
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(kind(ours[name]), kind(tensor)), f"{implementation}: {kind.__name__} of {name} differs"

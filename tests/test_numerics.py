@@ -1,0 +1,347 @@
+"""Every implementation that is registered, held to `rules.py` on the device that is here."""
+
+import math
+
+import pytest
+import torch
+from rules import (
+    bound_to,
+    check_all_written,
+    check_error,
+    check_inputs_unmodified,
+    check_no_aliasing,
+    check_non_finite,
+    passes,
+    random_grads,
+    reference,
+    run,
+)
+
+import lab
+from lab.backends import registry
+from lab.backends.hardware import default_device
+from lab.backends.registry import BackendUnavailable, Implementation
+
+DEVICE = default_device()
+ON_GPU = DEVICE.type == "cuda"
+EVERYTHING = [rung for op in registry.operators() for rung in registry.implementations(op)]
+COLUMNS = (1, 2, 127, 128, 129, 1000, 4096, 4097, 8192, 16384, 65536)
+ROWS = (1, 3, 1000)
+HALF = (torch.float16, torch.bfloat16) if ON_GPU else (torch.float16,)  # the interpreter has no bfloat16
+
+
+def runs_here(implementation: Implementation) -> bool:
+    reason = implementation.unavailable(DEVICE)
+    lacks_hardware = reason is not None and ("capability" in reason or not ON_GPU)
+    assert reason is None or lacks_hardware, f"{implementation} should run here: {reason}"
+    return reason is None
+
+
+HERE = [rung for rung in EVERYTHING if runs_here(rung)]
+BEST = {(op, backend): ladder[-1] for op in registry.operators() for backend in registry.backends()
+        if (ladder := [rung for rung in registry.ladder(op, backend) if rung in HERE])}  # fmt: skip
+every = pytest.mark.parametrize("implementation", HERE, ids=lambda rung: f"{rung.operator}-{rung}")
+
+
+def inputs(implementation: Implementation, shape, dtype, seed):
+    operator = registry.operator(implementation.operator)
+    tensors = operator.make_inputs(shape, dtype, DEVICE, seed)
+    return tensors, random_grads(operator, tensors, seed)
+
+
+def refused(implementation: Implementation, tensors) -> bool:
+    """Whether this rung takes no such inputs; a best rung takes them all."""
+    canonical = registry.operator(implementation.operator).canonical(*tensors)
+    reason = implementation.refuses(*canonical)
+    best = BEST[implementation.operator, implementation.backend]
+    assert not (reason and implementation is best), f"the best rung, {implementation}, refuses: {reason}"
+    return reason is not None
+
+
+def shapes_to_try() -> list[tuple[int, int]]:
+    """On a GPU every combination; in the interpreter, 1000 rows up to 1000 columns and few rows of the longest."""
+    every_shape = [(rows, columns) for columns in COLUMNS for rows in ROWS]
+    if ON_GPU:
+        return every_shape
+    return [
+        (rows, columns) for rows, columns in every_shape if rows * columns <= 13_000 or (rows, columns) == (1, 65536)
+    ]
+
+
+def test_something_runs_here():
+    assert {rung.backend for rung in HERE} >= ({"torch", "triton", "cuda"} if ON_GPU else {"torch", "triton"})
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_error_rule(implementation, dtype, seed):
+    for shape in shapes_to_try():
+        if not ON_GPU and dtype != torch.float32 and shape[0] * shape[1] > 5000:
+            continue
+        tensors, grads = inputs(implementation, shape, dtype, seed)
+        if not refused(implementation, tensors):
+            with lab.trace() as calls:
+                check_error(implementation, tensors, grads)
+            expected = (implementation.operator, implementation.backend, implementation.rung)
+            assert [call[:3] for call in calls[:2]] == [expected] * 2
+            assert [call.direction for call in calls[:2]] == ["forward", "backward"]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("best", BEST.values(), ids=str)
+@pytest.mark.parametrize("columns", [129, 1000])
+def test_a_thousand_rows_in_the_interpreter(best, columns, seed):
+    check_error(best, *inputs(best, (1000, columns), torch.float32, seed))
+
+
+@every
+@pytest.mark.parametrize("shape", [(3, 5), (2, 33), (5, 1)], ids=str)
+def test_gradcheck_in_float64(implementation, shape, seed):
+    tensors, _ = inputs(implementation, shape, torch.float64, seed)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    atomic = "fused" in implementation.rung  # sums in another order on every run
+    assert torch.autograd.gradcheck(bound_to(implementation), leaves, nondet_tol=1e-12 if atomic else 0.0)
+
+
+@every
+@pytest.mark.parametrize("columns", [129, 4096] if ON_GPU else [129, 2000])
+def test_float64_stays_float64(implementation, columns, seed):
+    tensors, grads = inputs(implementation, (3, columns), torch.float64, seed)
+    expected, terms = reference(registry.operator(implementation.operator), tensors, grads)
+    found = run(bound_to(implementation), tensors, grads)
+    for name, value in expected.items():
+        assert ((found[name] - value).abs() <= 1e-12 * (terms[name] + 1e-300)).all(), f"{implementation}: {name}"
+
+
+def layouts(columns: int, dtype, seed):
+    """x in every layout that a caller may come with, and the weight that goes with it."""
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, device=DEVICE, dtype=dtype)
+
+    yield "one dimension", draw(columns), draw(columns)
+    yield "four dimensions", draw(2, 1, 3, columns), draw(columns)
+    yield "transposed", draw(columns, 3).t(), draw(columns)
+    yield "permuted", draw(3, columns, 2).permute(2, 0, 1), draw(columns)
+    yield "every second row", draw(6, columns)[::2], draw(columns)
+    yield "every second column", draw(3, 2 * columns)[:, ::2], draw(2 * columns)[::2]
+    yield "off the alignment", draw(3, columns + 1)[:, 1:], draw(columns + 1)[1:]
+    yield "wider rows", draw(3, columns + 16)[:, :columns], draw(columns)
+    yield "one row for all", draw(1, columns).expand(3, columns), draw(columns)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, HALF[-1]], ids=str)
+def test_layouts(implementation, dtype, seed):
+    operator = registry.operator(implementation.operator)
+    for columns in (129, 1024):
+        for name, x, weight in layouts(columns, dtype, seed):
+            tensors = [x] * (len(operator.tensors) - 1) + [weight]
+            grads = random_grads(operator, tensors, seed)
+            try:
+                check_error(implementation, tensors, grads)
+                spread = [torch.stack([grad, grad], dim=-1)[..., 0] for grad in grads]  # a column stride of 2
+                check_error(implementation, tensors, spread)
+                flat = [grad[..., :1].expand(grad.shape) for grad in grads]  # of 0
+                check_error(implementation, tensors, flat)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}") from error
+
+
+@every
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0), (2, 0, 8)], ids=str)
+def test_empty(implementation, shape):
+    operator = registry.operator(implementation.operator)
+    tensors = operator.make_inputs(shape, torch.float32, DEVICE, 0)
+    grads = random_grads(operator, tensors, 0)
+    for name, tensor in run(bound_to(implementation), tensors, grads).items():
+        like = dict(zip([f"d{each}" for each in operator.tensors], tensors)).get(name, tensors[0])
+        assert tensor.shape == like.shape and (tensor == 0).all(), name
+
+
+CHECKS = {
+    "all written": check_all_written,
+    "inputs unmodified": check_inputs_unmodified,
+    "no aliasing": check_no_aliasing,
+}
+
+
+@every
+@pytest.mark.parametrize("check", CHECKS, ids=str)
+def test_memory(implementation, check, seed):
+    for shape in ((3, 129), (5, 1024), (2, 5000)):
+        for dtype in (torch.float32, HALF[-1]):
+            CHECKS[check](implementation, *inputs(implementation, shape, dtype, seed))
+
+
+@every
+def test_gradients_of_leaves_are_their_own(implementation, seed):
+    tensors, grads = inputs(implementation, (3, 64), torch.float32, seed)
+    leaves = [tensor.requires_grad_() for tensor in tensors]
+    outputs = bound_to(implementation)(*leaves)
+    torch.autograd.backward(outputs, grads if isinstance(outputs, tuple) else grads[0])
+    memory = [leaf.grad.untyped_storage().data_ptr() for leaf in leaves]
+    assert len(set(memory)) == len(memory)
+
+
+@every
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+def test_non_finite_inputs(implementation, value, seed):
+    for columns in (65, 1024):
+        tensors, grads = inputs(implementation, (4, columns), torch.float32, seed)
+        tensors[0][1, columns // 2] = value
+        tensors[0][3, 0] = value
+        check_non_finite(implementation, tensors, grads)
+
+
+@pytest.mark.parametrize("best", [rung for rung in BEST.values() if rung.backend != "torch"], ids=str)
+def test_torch_is_not_behind_it(best, seed, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("the torch backend was called")
+
+    ladders = registry._ladders["torch"]
+    broken = {
+        op: tuple(Implementation(forbidden, forbidden, rung.rung) for rung in rungs) for op, rungs in ladders.items()
+    }
+    for name in ("rms_norm", "softmax", "linear", "cross_entropy", "scaled_dot_product_attention"):
+        monkeypatch.setattr(torch.nn.functional, name, forbidden)
+    monkeypatch.setitem(registry._ladders, "torch", broken)
+    tensors, grads = inputs(best, (3, 1000), torch.float32, seed)
+    run(bound_to(best), tensors, grads)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("best", [rung for rung in HERE if rung.backend != "torch"], ids=str)
+def test_kernels_on_the_gpu_are_ours(best, seed):
+    tensors, grads = inputs(best, (64, 1024), torch.float32, seed)
+    passes(best, tensors, grads)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        passes(best, tensors, grads)
+        torch.cuda.synchronize()
+    names = {event.key for event in profile.key_averages()}
+    kernels = {name for name in names if not name.startswith(("Mem", "cuda", "cu")) and "elementwise" not in name}
+    assert kernels and all("rmsnorm" in name for name in kernels), kernels
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("best", [rung for rung in BEST.values() if rung.backend != "torch"], ids=str)
+def test_more_than_2_to_the_31_elements(best, seed):
+    columns, dtype = 8192, torch.float16
+    rows = 2**31 // columns + 3
+    operator = registry.operator(best.operator)
+    tensors = operator.make_inputs((rows, columns), dtype, DEVICE, seed)
+    results = best.forward(*tensors, 1e-6)
+    saved = operator.saved(tensors, results)
+    outputs = [result[-3:].clone() for result in results[: len(operator.outputs)]]
+    del results
+    grads = [tensors[0]] * len(operator.outputs)  # any gradient will do, and memory is short
+    dx, dw = best.backward(*grads, *saved, 1e-6)
+    assert dw.isfinite().all() or dtype == torch.float16
+    last = [tensor[-3:] if tensor.dim() == 2 else tensor for tensor in tensors]
+    expected, terms = reference(operator, last, [grad[-3:] for grad in grads])
+    for name, found in [*zip(operator.outputs, outputs), ("dx", dx[-3:])]:
+        error = (found.double() - expected[name]).abs()
+        assert (error <= 6 * torch.finfo(dtype).eps * terms[name] + 1e-7).all(), name
+
+
+@pytest.mark.gpu
+def test_sanitize():
+    """A short run over every CUDA kernel and both their branches, for compute-sanitizer (see CONTRIBUTING.md)."""
+    for implementation in HERE:
+        if implementation.backend == "cuda":
+            for columns in (1, 129, 1024, 8192, 40000, 65536):
+                for dtype in (torch.float32, torch.float16):
+                    tensors, grads = inputs(implementation, (5, columns), dtype, 0)
+                    passes(implementation, tensors, grads)
+    torch.cuda.synchronize()
+
+
+# The checks themselves: each must catch what it is there for ----------------------------------------------------------
+
+
+def wrong(change_forward=None, change_backward=None):
+    """torch's rmsnorm with its results changed, registered as the backend `wrong`."""
+    torchs = registry.ladder("rmsnorm", "torch")[-1]
+
+    def forward(x, weight, eps):
+        results = torchs.forward(x, weight, eps)
+        return change_forward(x, weight, *results) if change_forward else results
+
+    def backward(dy, x, weight, rstd, eps):
+        results = torchs.backward(dy, x, weight, rstd, eps)
+        return change_backward(dy, x, weight, rstd, *results) if change_backward else results
+
+    return Implementation(forward, backward)
+
+
+def unwritten_last_column(x, weight, y, rstd):
+    fresh = torch.empty_like(y)
+    fresh[:, :-1] = y[:, :-1]
+    return fresh, rstd
+
+
+def into_the_input(x, weight, y, rstd):
+    x.mul_(1)
+    x[0, 0] += 1
+    return y, rstd
+
+
+kept: dict = {}
+
+
+def the_same_memory(x, weight, y, rstd):
+    return kept.setdefault("y", torch.zeros_like(y)).copy_(y), rstd
+
+
+WRONG = {
+    "y one bit too large": (wrong(lambda x, w, y, r: (y * 1.0002, r)), check_error),
+    "a NaN": (wrong(lambda x, w, y, r: (y.index_fill(1, torch.tensor([1], device=y.device), math.nan), r)), check_error),
+    "no weight": (wrong(lambda x, w, y, r: (y / w, r)), check_error),
+    "dx without its second term": (
+        wrong(None, lambda dy, x, w, r, dx, dw: ((r[:, None] * w * dy).to(x.dtype), dw)), check_error),
+    "dw without the last row": (
+        wrong(None, lambda dy, x, w, r, dx, dw: (dx, dw - (dy * x * r[:, None]).to(x.dtype)[-1])), check_error),
+    "low-precision accumulation": (
+        wrong(lambda x, w, y, r: ((x * torch.rsqrt((x * x).half().cumsum(-1)[:, -1:] / x.shape[1]) * w).to(x.dtype), r)),
+        check_error),
+    "a column not written": (wrong(unwritten_last_column), check_all_written),
+    "an input modified": (wrong(into_the_input), check_inputs_unmodified),
+    "one buffer for all calls": (wrong(the_same_memory), check_no_aliasing),
+    "the input itself": (wrong(lambda x, w, y, r: (x, r)), check_no_aliasing),
+    "NaN swallowed": (wrong(lambda x, w, y, r: (torch.nan_to_num(y), r)), check_non_finite),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_mistake_is_caught(mistake, seed):
+    implementation, check = WRONG[mistake]
+    kept.clear()
+    registry.register_backend("wrong", {"rmsnorm": implementation})
+    try:
+        registered = registry.ladder("rmsnorm", "wrong")[0]
+        tensors, grads = inputs(registry.ladder("rmsnorm", "torch")[-1], (3, 129), torch.float32, seed)
+        if check is check_non_finite:
+            tensors[0][1, 5] = math.nan
+        with pytest.raises(AssertionError):
+            check(registered, tensors, grads)
+    finally:
+        del registry._ladders["wrong"]
+
+
+def test_a_best_rung_may_not_refuse(monkeypatch):
+    best = BEST["rmsnorm", "triton"]
+    picky = Implementation(
+        best.forward, best.backward, best.rung, refuses=lambda *_: "no", operator="rmsnorm", backend="triton"
+    )
+    monkeypatch.setitem(BEST, ("rmsnorm", "triton"), picky)
+    with pytest.raises(AssertionError, match="refuses"):
+        refused(picky, inputs(best, (2, 3), torch.float32, 0)[0])
+
+
+def test_refused_rows_raise_before_any_launch(seed):
+    one_pass = next(rung for rung in registry.ladder("rmsnorm", "triton") if rung.rung == "one_pass")
+    x, weight = registry.operator("rmsnorm").make_inputs((1, 20000), torch.float32, DEVICE, seed)
+    with lab.trace() as calls, pytest.raises(BackendUnavailable, match="20000 columns"):
+        bound_to(one_pass)(x, weight)
+    assert calls == []
