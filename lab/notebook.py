@@ -1,0 +1,97 @@
+"""What a chapter calls: show things in a notebook and in a plain Python run alike, print kernels as they are in the
+package, and measure on the GPU that is there."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+import torch
+
+from lab.backends import registry
+from lab.benchmark import experiments
+from lab.benchmark.candidates import Workload
+from lab.benchmark.config import Experiment, without_bfloat16
+from lab.benchmark.records import Record
+from lab.benchmark.tables import Table, ladder_table, shape_text
+
+
+def show(*things: object) -> None:
+    """Display each: a str is Markdown, a Table or Figure shows itself. In a plain Python run: print it."""
+    for thing in things:
+        if "ipykernel" in sys.modules:
+            from IPython.display import Markdown, display
+
+            display(Markdown(thing) if isinstance(thing, str) else thing)
+        else:
+            print(thing)
+
+
+def code(*functions: object) -> str:
+    """The Python source of functions or Triton kernels, as Markdown."""
+    sources = [inspect.getsource(getattr(function, "fn", function)).rstrip() for function in functions]  # type: ignore
+    return "```python\n" + "\n\n\n".join(sources) + "\n```"
+
+
+def cuda_code(path: Path, first: str, last: str) -> str:
+    """The lines of a CUDA C++ file from the one that starts with `first` up to the one before `last`, as Markdown.
+
+    Raises ValueError if either is missing.
+    """
+    lines = path.read_text().splitlines()
+    begin = next((i for i, line in enumerate(lines) if line.startswith(first)), None)
+    end = next((i for i, line in enumerate(lines) if begin is not None and i > begin and line.startswith(last)), None)
+    if begin is None or end is None:
+        raise ValueError(f"{path.name} has no line that starts with {first!r}, followed by one with {last!r}")
+    return "```cpp\n" + "\n".join(lines[begin:end]).rstrip() + "\n```"
+
+
+def ladder_of(operator: str, backend: str) -> Table:
+    """The rungs of a backend, each with what it changes."""
+    rungs = registry.ladder(operator, backend)
+    return Table(["rung", "what it changes"], [[f"{backend}:{rung.rung}", rung.change] for rung in rungs])
+
+
+class Published:
+    """Numbers of one record, as a chapter quotes them."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    def _row(self, label: str, operator: str, direction: str, shape: tuple[int, ...]):
+        rows = self.record.select(operator, direction, shape, label)
+        if not rows or rows[0].timing is None:
+            raise ValueError(f"the record has no time of {label} for {operator} {direction} {shape_text(shape)}")
+        return rows[0]
+
+    def percent(self, label: str, operator: str, direction: str, shape: tuple[int, ...], digits: int = 0) -> str:
+        """Percent of the ceiling that `label` reaches on a workload."""
+        return f"{100 * self._row(label, operator, direction, shape).fraction:.{digits}f}%"
+
+    def us(self, label: str, operator: str, direction: str, shape: tuple[int, ...]) -> str:
+        """Median time."""
+        return f"{self._row(label, operator, direction, shape).timing.median_us:.0f} us"
+
+    def ratio(self, slow: str, fast: str, operator: str, direction: str, shape: tuple[int, ...]) -> str:
+        """Time of `slow` over time of `fast`."""
+        times = [self._row(label, operator, direction, shape).timing.median_us for label in (slow, fast)]
+        return f"{times[0] / times[1]:.2f}"
+
+
+def measure_here(
+    record: Record, operator: str, direction: str, shape: tuple[int, ...], choices: tuple[str, ...]
+) -> None:
+    """Time `choices` on the GPU that is here and show the table; without a GPU, the published one. A GPU with little
+    memory gets fewer rows, one without bfloat16 float16."""
+    if not torch.cuda.is_available():
+        show(f"No GPU here. Published, on {record.environment.gpu}:", ladder_table(record, operator, direction, shape))
+        return
+    if torch.cuda.get_device_properties(0).total_memory < 30e9:
+        shape = (shape[0] // 4, *shape[1:])
+    workload = without_bfloat16(Workload(operator, shape, "bfloat16", direction), torch.cuda.get_device_capability())
+    here = experiments.run(
+        Experiment("live", seed=0, min_samples=20, max_samples=40, workloads=(workload,), implementations=choices,
+                   peers=("torch eager",)), progress=False,
+    )  # fmt: skip
+    show(f"On this {here.environment.gpu}:", ladder_table(here, operator, direction, shape))
