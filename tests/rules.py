@@ -58,8 +58,8 @@ def random_grads(operator: Operator, tensors, seed: int) -> tuple[Tensor, ...]:
 
 
 def check_error(implementation: Implementation, tensors, grads) -> None:
-    """|ours - float64| <= (2 e + 4 u) T for every element: u the dtype's unit roundoff, T the sum of the absolute values
-    of the element's terms, e PyTorch's own largest error in the same dtype, in units of T.
+    """|ours - float64| <= (2 e + 4 u) T for every element: u the dtype's unit roundoff, T the sum of the absolute
+    values of the element's terms, e PyTorch's own largest error in the same dtype, in units of T.
 
     e is a maximum over the tensor, not the same element's: an element on which PyTorch is exact by luck says nothing.
     """

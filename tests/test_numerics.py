@@ -296,14 +296,14 @@ def the_same_memory(x, weight, y, rstd):
 
 WRONG = {
     "y one bit too large": (wrong(lambda x, w, y, r: (y * 1.0002, r)), check_error),
-    "a NaN": (wrong(lambda x, w, y, r: (y.index_fill(1, torch.tensor([1], device=y.device), math.nan), r)), check_error),
+    "a NaN": (wrong(lambda x, w, y, r: (y.index_fill(1, y.new_ones(1, dtype=int), math.nan), r)), check_error),
     "no weight": (wrong(lambda x, w, y, r: (y / w, r)), check_error),
     "dx without its second term": (
         wrong(None, lambda dy, x, w, r, dx, dw: ((r[:, None] * w * dy).to(x.dtype), dw)), check_error),
     "dw without the last row": (
         wrong(None, lambda dy, x, w, r, dx, dw: (dx, dw - (dy * x * r[:, None]).to(x.dtype)[-1])), check_error),
     "low-precision accumulation": (
-        wrong(lambda x, w, y, r: ((x * torch.rsqrt((x * x).half().cumsum(-1)[:, -1:] / x.shape[1]) * w).to(x.dtype), r)),
+        wrong(lambda x, w, y, r: (x / (x * x).half().cumsum(-1)[:, -1:].div(x.shape[1]).sqrt().float() * w, r)),
         check_error),
     "a column not written": (wrong(unwritten_last_column), check_all_written),
     "an input modified": (wrong(into_the_input), check_inputs_unmodified),

@@ -47,7 +47,7 @@ def check_norm(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
         )
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"{op}: eps is a {type(eps).__name__}; expected a float")
-    if not (eps >= 0 and math.isfinite(eps)):
+    if not 0 <= eps < math.inf:
         raise ValueError(f"{op}: eps is {eps}; expected a finite number of at least 0")
 
 

@@ -1,0 +1,100 @@
+"""Under torch.compile with every implementation that runs here: no graph break, the same results, the same kernels."""
+
+import pytest
+import torch
+from rules import random_grads, run
+from test_numerics import HERE
+
+import lab
+from lab.backends import registry
+from lab.backends.hardware import default_device
+
+DEVICE = default_device()
+COMPILER = "inductor" if DEVICE.type == "cuda" else "aot_eager"
+every = pytest.mark.parametrize("implementation", HERE, ids=lambda rung: f"{rung.operator}-{rung}")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compiled(function):
+    made = torch.compile(function, fullgraph=True, backend=COMPILER)
+
+    def call(*args):
+        return made(*args)
+
+    call.__name__ = function.__name__
+    return call
+
+
+@every
+def test_same_results_and_same_kernels(implementation, seed):
+    operator = registry.operator(implementation.operator)
+    tensors = operator.make_inputs((2, 3, 64), torch.float32, DEVICE, seed)
+    grads = random_grads(operator, tensors, seed)
+    function = lab.get_op(operator.name, str(implementation))
+    eager = run(function, tensors, grads)
+    with lab.trace() as calls:
+        found = run(compiled(function), tensors, grads)
+    place = (operator.name, implementation.backend, implementation.rung)
+    assert [tuple(call) for call in calls] == [(*place, "forward"), (*place, "backward")]
+    for name, value in eager.items():
+        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-6), name
+
+
+@every
+def test_without_gradients(implementation, seed):
+    operator = registry.operator(implementation.operator)
+    tensors = operator.make_inputs((5, 64), torch.float32, DEVICE, seed)
+    function = lab.get_op(operator.name, str(implementation))
+    with torch.no_grad():
+        for name, value in run(function, tensors).items():
+            assert torch.allclose(run(compiled(function), tensors)[name], value, rtol=1e-6, atol=1e-6)
+
+
+class Block(torch.nn.Module):
+    """Operators through `lab.ops` with a choice string, as a model calls them."""
+
+    def __init__(self, columns: int, backend: str) -> None:
+        super().__init__()
+        self.backend = backend
+        self.first = torch.nn.Parameter(torch.randn(columns))
+        self.second = torch.nn.Parameter(torch.randn(columns))
+
+    def forward(self, x):
+        normed = lab.ops.rmsnorm(x, self.first, backend=self.backend)
+        y, s = lab.ops.add_rmsnorm(torch.tanh(normed), x, self.second, backend=self.backend)
+        return y * s
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton", "torch,rmsnorm=triton:fused", "auto"])
+def test_in_a_module_never_called_before(backend, seed):
+    torch.manual_seed(seed)
+    block = Block(64, backend).to(DEVICE)
+    x = torch.randn(3, 64, device=DEVICE, requires_grad=True)
+    vars(registry._bound).clear()  # nothing is bound yet: binding happens while torch.compile traces
+    out = torch.compile(block, fullgraph=True, backend=COMPILER)(x)
+    gradients = torch.autograd.grad(out.sum(), [x, *block.parameters()])
+    eager = block(x)
+    expected = torch.autograd.grad(eager.sum(), [x, *block.parameters()])
+    assert torch.allclose(out, eager, rtol=1e-5, atol=1e-5)
+    for found, value in zip(gradients, expected):
+        assert torch.allclose(found, value, rtol=1e-4, atol=1e-4)
+
+
+def test_other_batch_sizes(seed):
+    function = lab.get_op("rmsnorm", "triton")
+    made = torch.compile(function, fullgraph=True, backend=COMPILER, dynamic=True)
+    for rows in (2, 5, 9):
+        x, weight = registry.operator("rmsnorm").make_inputs((rows, 64), torch.float32, DEVICE, seed)
+        assert torch.allclose(made(x, weight), function(x, weight), atol=1e-6)
+
+
+def test_bad_input_raises_under_compile_too():
+    x = torch.randn(2, 64, device=DEVICE)
+    with pytest.raises(Exception, match="weight has shape"):
+        torch.compile(lambda x, w: lab.ops.rmsnorm(x, w, backend="torch"), backend=COMPILER)(x, x[0, :3])

@@ -1,0 +1,119 @@
+"""Bad input raises an error that names the argument and says what was expected, before anything is launched."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lab
+from lab.backends import registry
+from lab.backends.hardware import default_device
+from lab.backends.registry import BackendUnavailable
+
+DEVICE = default_device()
+BACKENDS = ["torch", "triton"] + (["cuda"] if DEVICE.type == "cuda" else [])
+
+
+def f32(*shape):
+    return torch.randn(*shape, device=DEVICE)
+
+
+BAD = {
+    "integer x": (lambda: (f32(2, 8).long(), f32(8)), TypeError, "x has dtype torch.int64; expected one of"),
+    "complex x": (lambda: (f32(2, 8).cfloat(), f32(8)), TypeError, "x has dtype torch.complex64"),
+    "x no tensor": (lambda: ([1.0], f32(8)), TypeError, "x is a list; expected a torch.Tensor"),
+    "weight no tensor": (lambda: (f32(2, 8), None), TypeError, "weight is a NoneType; expected a torch.Tensor"),
+    "weight of another dtype": (
+        lambda: (f32(2, 8), f32(8).half()), TypeError, "weight has dtype torch.float16; expected x's"),
+    "weight too short": (lambda: (f32(2, 8), f32(7)), ValueError, r"weight has shape \(7,\); expected \(8,\)"),
+    "weight with two dimensions": (lambda: (f32(2, 8), f32(1, 8)), ValueError, r"weight has shape \(1, 8\)"),
+    "x without dimensions": (lambda: (f32(1)[0], f32(1)), ValueError, "x has no dimensions"),
+    "weight on another device": (
+        lambda: (f32(2, 8), torch.empty(8, device="meta")), ValueError, "weight is on meta; expected x's device"),
+    "negative eps": (lambda: (f32(2, 8), f32(8), -1e-6), ValueError, "eps is -1e-06; expected a finite number"),
+    "eps NaN": (lambda: (f32(2, 8), f32(8), float("nan")), ValueError, "eps is nan; expected a finite number"),
+    "eps a string": (lambda: (f32(2, 8), f32(8), "small"), TypeError, "eps is a str; expected a float"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", BAD)
+def test_rmsnorm(case, backend):
+    make, kind, says = BAD[case]
+    with lab.trace() as calls, pytest.raises(kind, match=says) as caught:
+        lab.get_op("rmsnorm", backend)(*make())
+    assert str(caught.value).startswith("rmsnorm: ") and calls == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", BAD)
+def test_add_rmsnorm(case, backend):
+    make, kind, says = BAD[case]
+    x, *rest = make()
+    with lab.trace() as calls, pytest.raises(kind, match=says):
+        lab.get_op("add_rmsnorm", backend)(x, x, *rest)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("residual", "kind", "says"),
+    [
+        (lambda: f32(8), ValueError, r"residual has shape \(8,\); expected x's shape \(2, 8\)"),
+        (lambda: f32(2, 8).half(), TypeError, "residual has dtype torch.float16; expected x's dtype"),
+        (lambda: torch.empty(2, 8, device="meta"), ValueError, "residual is on meta; expected x's device"),
+    ],
+)
+def test_residual(residual, kind, says):
+    with lab.trace() as calls, pytest.raises(kind, match=says):
+        lab.ops.add_rmsnorm(f32(2, 8), residual(), f32(8), backend="triton")
+    assert calls == []
+
+
+def test_tensors_on_a_device_where_nothing_runs():
+    x = torch.empty(2, 8, device="meta")
+    with pytest.raises(BackendUnavailable, match="nothing runs on meta"):
+        lab.get_op("rmsnorm", "triton")(x, x[0])
+
+
+@pytest.mark.cpu
+def test_bfloat16_in_the_interpreter():
+    x = torch.randn(2, 8).bfloat16()
+    with lab.trace() as calls, pytest.raises(BackendUnavailable, match="bfloat16, which Triton's interpreter"):
+        lab.get_op("rmsnorm", "triton")(x, x[0])
+    assert calls == []
+    assert lab.get_op("rmsnorm", "torch")(x, x[0]).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_cpu_tensors_on_a_gpu_machine():
+    x = torch.randn(2, 8)
+    for backend, says in (("triton", "interpreter"), ("cuda", "runs on a GPU only")):
+        with pytest.raises(BackendUnavailable, match=says):
+            lab.get_op("rmsnorm", backend)(x, x[0])
+    assert lab.get_op("rmsnorm", "auto")(x, x[0]).shape == x.shape  # auto finds what runs on the tensors given
+
+
+def test_double_backward_is_refused():
+    x = f32(2, 8).requires_grad_()
+    (gradient,) = torch.autograd.grad(lab.get_op("rmsnorm", "triton")(x, f32(8)).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        torch.autograd.grad(gradient.sum(), x)
+
+
+@pytest.mark.cpu
+def test_triton_imported_before_lab():
+    """Then Triton compiles for a GPU that is not there: said, and not worked around."""
+    program = (
+        "import os; os.environ.pop('TRITON_INTERPRET', None); import triton, lab, torch\n"
+        "try: lab.get_op('rmsnorm', 'triton')\n"
+        "except lab.BackendUnavailable as error: print(error)"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert "import lab first" in told.stdout, told.stdout + told.stderr
+
+
+def test_every_public_function_says_what_it_takes():
+    for op in registry.operators():
+        text = getattr(lab.ops, op).__doc__
+        assert ("Raises" in text and "Returns" in text) or "returns" in text, op
