@@ -9,6 +9,8 @@ Random data is drawn afresh in every session; LAB_TEST_SEED=N repeats one.
 import os
 import random
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # each of xdist's workers would start a pool of its own
+
 import pytest
 import torch
 
@@ -46,6 +48,14 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU, and this machine has none"))
+
+
+@pytest.fixture(autouse=True)
+def give_memory_back():
+    """Several processes share the GPU: none keeps what its last test needed."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture
