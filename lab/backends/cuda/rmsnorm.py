@@ -178,8 +178,9 @@ def backward_pipelined(dy, x, weight, rstd, eps, ds=None):
     rows, columns = x.shape
     gpu = gpu_of(x.device)
     tensors = (dy, x, weight) if ds is None else (dy, x, weight, ds)
-    ring = _ring(columns, x.element_size(), 2 if ds is None else 3, gpu.shared_memory)
-    if ring is None or _vector(*tensors) == 1:  # rows that the copy engine cannot take, or too long for eight blocks
+    aligned = _vector(*tensors) > 1
+    ring = _ring(columns, x.element_size(), 2 if ds is None else 3, gpu.shared_memory) if aligned else None
+    if ring is None:  # rows that the copy engine cannot take, or too long for eight blocks
         return backward_one_pass(dy, x, weight, rstd, eps, ds)
     kernel = "rmsnorm_backward_pipelined"
     template = (TYPES[x.dtype], ring.threads, ring.held, ring.stages, ring.cluster, ds is not None)
