@@ -20,12 +20,14 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[book,test]'
 	@touch $@
 
+# --all: a page that Sphinx takes for unchanged would keep its warnings to itself, and changed style sheets would stay behind.
 book: $(READY) ## build the HTML book; warnings are errors
-	$(BIN)/jupyter-book build . --path-output . --warningiserror --nitpick --keep-going
+	$(BIN)/jupyter-book build . --all --path-output . --warningiserror --nitpick --keep-going
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: $(READY) ## run all tests: CPU suite, notebooks, and the GPU suite where there is a GPU
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadscope tests
+	$(BIN)/python book/build_notebooks.py --check
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval -p no:cacheprovider book/notebooks
 	@if [ "$(GPU)" = 1 ]; then $(BIN)/python -m pytest -n 8 tests; else echo "No GPU on this machine: the GPU suite was not run."; fi
 
@@ -43,7 +45,7 @@ exercises: $(READY) ## cut exercises/ out of solutions/
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check lab tests solutions book/build_notebooks.py
+	$(BIN)/ruff format --check lab tests solutions book/build_notebooks.py book/_ext
 	$(BIN)/mypy
 
 clean: ## remove what was built, and the virtual environment

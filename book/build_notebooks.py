@@ -1,10 +1,10 @@
 """Turn book/chapters/*.py (jupytext, py:percent) into executed notebooks in book/notebooks.
 
     python book/build_notebooks.py [CHAPTER ...]     regenerate, all chapters unless some are named
-    python book/build_notebooks.py --check           exit 1 if a notebook is out of step with its chapter
+    python book/build_notebooks.py --check           exit 1 if a notebook is not what its chapter gives
 
-What executing leaves behind that differs from run to run (times, versions) is removed, so that regenerating an unchanged
-chapter changes no byte.
+What executing leaves behind that differs from run to run (times, versions) is removed, so that regenerating an
+unchanged chapter changes no byte.
 """
 
 import argparse
@@ -34,25 +34,34 @@ def sources(notebook: nbformat.NotebookNode) -> list[tuple]:
     return [(cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))) for cell in notebook.cells]
 
 
-def in_step(chapter: Path, notebook: Path) -> bool:
-    """Whether the published notebook has just the chapter's cells."""
-    return notebook.exists() and sources(convert(chapter)) == sources(nbformat.read(notebook, as_version=4))
-
-
-def not_executed(notebook: Path) -> list[int]:
-    """Numbers of the code cells without an execution count: nbval runs such cells but never compares them."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return [
-        number
-        for number, cell in enumerate(cells)
-        if cell.cell_type == "code" and cell.source.strip() and cell.execution_count is None
-    ]
+def problems(chapters: Path = CHAPTERS, notebooks: Path = NOTEBOOKS) -> list[str]:
+    """What is wrong with the published notebooks, a line each: out of step with the chapters, or holding what nbval
+    would not compare (it runs a cell without an execution count, and takes any output of it; of images it compares
+    SVG alone)."""
+    found = []
+    for name in sorted({path.stem for path in [*chapters.glob("*.py"), *notebooks.glob("*.ipynb")]}):
+        chapter, published = chapters / f"{name}.py", notebooks / f"{name}.ipynb"
+        if not chapter.exists() or not published.exists():
+            found.append(f"{name}: there is no {'notebook' if chapter.exists() else 'chapter'}")
+            continue
+        notebook = nbformat.read(published, as_version=4)
+        if sources(convert(chapter)) != sources(notebook):
+            found.append(f"{name}: the notebook is out of step with its chapter")
+        for number, cell in enumerate(notebook.cells):
+            if cell.cell_type != "code":
+                continue
+            if cell.source.strip() and cell.execution_count is None:
+                found.append(f"{name}: cell {number} has not been executed")
+            if {"image/png", "image/jpeg"} & {kind for output in cell.outputs for kind in output.get("data", {})}:
+                found.append(f"{name}: cell {number} shows a bitmap; show an SVG")
+    return found
 
 
 def build(chapter: Path, target: Path) -> None:
     """Execute the chapter and write it to `target`; a cell that fails raises, and `target` stays as it was."""
     notebook = convert(chapter)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(BOOK)}}).execute()
+    where = {"metadata": {"path": str(NOTEBOOKS)}}  # the folder that nbval runs it in
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -64,21 +73,20 @@ def build(chapter: Path, target: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("names", nargs="*", help="chapters, without .py")
-    parser.add_argument("--check", action="store_true", help="only compare")
+    parser.add_argument("--check", action="store_true", help="only say what is wrong with the published notebooks")
     options = parser.parse_args()
-    chapters = [CHAPTERS / f"{name}.py" for name in options.names] or sorted(CHAPTERS.glob("*.py"))
+    if options.check:
+        found = problems()
+        print("\n".join([*found, "run `make notebooks`"]) if found else "The notebooks are in step with the chapters.")
+        return 1 if found else 0
+    known = {chapter.stem: chapter for chapter in sorted(CHAPTERS.glob("*.py"))}
+    if unknown := [name for name in options.names if name not in known]:
+        parser.error(f"unknown chapter {unknown[0]!r}; expected one of {', '.join(known)}")
     NOTEBOOKS.mkdir(exist_ok=True)
-    stale = []
-    for chapter in chapters:
-        target = NOTEBOOKS / f"{chapter.stem}.ipynb"
-        if not options.check:
-            print(f"executing {chapter.name}", flush=True)
-            build(chapter, target)
-        elif not in_step(chapter, target):
-            stale.append(chapter.name)
-    if stale:
-        print(f"out of step with their notebooks: {', '.join(stale)}; run `make notebooks`", file=sys.stderr)
-    return 1 if stale else 0
+    for name in options.names or known:
+        print(f"executing {name}", flush=True)
+        build(known[name], NOTEBOOKS / f"{name}.ipynb")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,118 @@
+"""The built book: no warning, and nothing that its pages fetch from another host."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.cpu
+
+ROOT = Path(__file__).parents[2]
+
+
+def build(source: Path, output: Path) -> subprocess.CompletedProcess:
+    """As `make book` builds it."""
+    command = [Path(sys.executable).parent / "jupyter-book", "build", source, "--path-output", output]
+    strict = ["--all", "--warningiserror", "--nitpick", "--keep-going"]
+    return subprocess.run([*command, *strict], text=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("output")
+    built = build(ROOT, output)
+    assert built.returncode == 0, built.stdout + built.stderr
+    return output / "_build/html"
+
+
+# What a browser fetches by itself when it opens a page; a link waits for a click.
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|source|embed)\b[^>]*\bsrc=["']?((?:https?:)?//[^"'>\s]+)
+      | <link\b(?![^>]*\brel=["']?(?:canonical|index|search|next|prev|author|license))[^>]*
+            \bhref=["']?((?:https?:)?//[^"'>\s]+)
+      | (?:url\(|@import\s)\s*["']?((?:https?:)?//[^"')\s]+)
+    """,
+    re.VERBOSE,
+)
+
+
+def fetched(text: str) -> list[str]:
+    """Addresses on other hosts that a page or a style sheet makes the browser fetch."""
+    return [next(filter(None, groups)) for groups in FETCHED.findall(text)]
+
+
+def pages(html: Path) -> dict[str, str]:
+    return {path.relative_to(html).as_posix(): path.read_text() for path in html.rglob("*.html")}
+
+
+def test_a_page_for_every_page_of_the_table_of_contents(html):
+    assert {"index.html", "book/intro.html", "book/references.html", "book/notebooks/rmsnorm.html"} <= set(pages(html))
+
+
+def test_nothing_is_fetched_from_other_hosts(html):
+    found = {name: fetched(text) for name, text in pages(html).items()}
+    found |= {path.name: fetched(path.read_text()) for path in (html / "_static").rglob("*.css")}
+    assert not {name: addresses for name, addresses in found.items() if addresses}
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        '<script src="https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-mml-chtml.js"></script>',
+        '<script defer="defer" src="//unpkg.com/thebe"></script>',
+        '<link rel="stylesheet" href="https://fonts.googleapis.com/css?family=Lato">',
+        "<style>@import url('https://example.org/a.css')</style>",
+        "a { background: url(https://example.org/a.png) }",
+    ],
+)
+def test_a_fetch_from_another_host_is_found(planted):
+    assert fetched(f"<html>\n{planted}\n</html>")
+
+
+def test_links_are_no_fetches():
+    assert not fetched(
+        '<a href="https://arxiv.org">x</a><link rel="canonical" href="https://x.org"><script src="a.js">'
+    )
+
+
+def test_formulas_are_rendered_without_a_script(html):
+    chapter = pages(html)["book/notebooks/rmsnorm.html"]
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">' in chapter
+    assert not re.search(r"<script[^>]*src=[^>]*(mathjax|thebe)|THEBE_JS_URL", chapter, re.IGNORECASE)
+    prose = re.sub(r"<(pre|code|svg|script)\b.*?</\1>", "", chapter, flags=re.DOTALL)
+    assert "$" not in prose and "\\frac" not in prose
+
+
+def test_chapters_open_in_colab(html):
+    address = r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/main/book/notebooks/rmsnorm\.ipynb"
+    assert re.search(address, pages(html)["book/notebooks/rmsnorm.html"])
+
+
+def test_figures_have_alternative_text(html):
+    figures = re.findall(r"<svg\b[^>]*role=\"img\"[^>]*>", pages(html)["book/notebooks/rmsnorm.html"])
+    assert figures and all(re.search(r'aria-label="[^"]{20,}"', figure) for figure in figures)
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "[to nowhere](nowhere.md)",
+        "[to no part](#no-such-part)",
+        "{cite}`nobody1999`",
+        "$$\\frac{1$$",  # and so on: what latex2mathml does not understand
+        "$\\nosuchcommand x$",
+        "$\\left( x$",
+        "$$\\begin{nosuch} a & b \\end{nosuch}$$",
+    ],
+)
+def test_a_broken_page_fails_the_build(tmp_path, planted):
+    for name in ("_config.yml", "book/_ext", "book/_static", "book/references.bib"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: page\n")
+    (tmp_path / "page.md").write_text(f"# A page\n\n{planted}\n")
+    built = build(tmp_path, tmp_path)
+    assert built.returncode != 0 and "page.md:3: WARNING" in built.stderr
