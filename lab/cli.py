@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     ops = commands.add_parser("ops", help="operators, backends, rungs, and what can run here")
     ops.add_argument("op", nargs="?", metavar="OP", help="one operator (default: all)")
     ops.add_argument("--resources", action="store_true", help="registers, spills and shared memory per architecture")
+    ops.add_argument("--shape", help="with --resources: such as 4096x65536 (default: the operator's first)")
     ops.add_argument("--json", action="store_true", help="print JSON")
     ops.set_defaults(command=_ops)
 
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     record = commands.add_parser("record", help="measure an experiment and publish its record")
     record.add_argument("experiment", metavar="NAME")
+    record.add_argument("--resources", action="store_true", help="registers and shared memory, in place of times")
     record.add_argument("--output", type=Path, metavar="DIR", help="write here, and not into the checkout")
     record.set_defaults(command=_record)
 
@@ -95,11 +97,9 @@ def _parser() -> argparse.ArgumentParser:
 def _ops(arguments: argparse.Namespace) -> int:
     names = [registry.operator(arguments.op).name] if arguments.op else list(registry.operators())
     if arguments.resources:
-        from lab.profiling import resources
-
-        for name in names:
-            print(resources.table(name))
-        return 0
+        return _resources(arguments, names)
+    if arguments.shape:
+        raise ValueError("--shape goes with --resources")
     described = {name: _describe(name) for name in names}
     if arguments.json:
         print(json.dumps(described, indent=2))
@@ -121,6 +121,23 @@ def _ops(arguments: argparse.Namespace) -> int:
                 _wrapped(f"{rung['rung']}: ", rung["change"] + own, "    ")
         shapes = (f"{shape} {'x'.join(map(str, sizes))}" for shape, sizes in about["shapes"].items())
         _wrapped("shapes: ", ", ".join(shapes), "  ")
+    return 0
+
+
+def _resources(arguments: argparse.Namespace, names: list[str]) -> int:
+    from lab.profiling import resources
+
+    measured = resources.measure(names, tuple(_shape(arguments.shape)) if arguments.shape else None)
+    if arguments.json:
+        print(json.dumps(asdict(measured), indent=2))
+        return 0
+    print(", ".join(f"{name} {version}" for name, version in measured.compilers.items()))
+    print("registers of a thread [+ bytes spilled] / KiB of shared memory of a block")
+    for name in names:
+        rows = [row for row in measured.rows if row.operator == name]
+        shapes = ", ".join(dict.fromkeys("x".join(map(str, row.shape)) for row in rows))
+        print(f"\n{name} {shapes}, {' or '.join(dict.fromkeys(row.dtype for row in rows))}")
+        print(resources.table(rows).text())
     return 0
 
 
@@ -283,7 +300,11 @@ def _csv_text(measured: list[Record]) -> str:
 
 def _record(arguments: argparse.Namespace) -> int:
     from lab.benchmark import config, experiments
+    from lab.profiling import resources
 
+    if arguments.resources:
+        print(f"wrote {resources.publish(arguments.experiment, arguments.output)}")
+        return 0
     record = experiments.run(config.load(arguments.experiment))
     path = experiments.publish(record, arguments.output)
     _print_record(record)

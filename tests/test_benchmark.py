@@ -1,9 +1,11 @@
 """Timing, records, experiments, tables and figures, on a machine with no GPU: what is timed is faked, all else runs."""
 
+import importlib.util
 import json
 import math
 import random
 import shutil
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -13,6 +15,9 @@ import pytest
 import torch
 
 from lab.backends import registry
+from lab.backends.cuda import rmsnorm as cuda_rmsnorm
+from lab.backends.hardware import ARCHITECTURES
+from lab.backends.triton import rmsnorm as triton_rmsnorm
 from lab.benchmark import (
     candidates,
     config,
@@ -21,11 +26,11 @@ from lab.benchmark import (
     figures,
     records,
     report,
-    sources,
     tables,
     timing,
 )
 from lab.benchmark.ceilings import Ceilings
+from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.peers import Peer, PeerAbsent, peers
 
 LAB = Path(records.__file__).parents[1]
@@ -170,7 +175,8 @@ CONFIG = {
 }
 CEILINGS = Ceilings(copy_gbps=1.0, copy_bytes=1 << 30, matmul_tflops=100.0, matmul_dtype="bfloat16", matmul_size=8192)
 ENVIRONMENT = environment.Environment(
-    gpu="NVIDIA Fake 80GB", power_limit_w=700.0, sm_clock_mhz=None, memory_clock_mhz=None, driver="1", cuda="13.0",
+    gpu="NVIDIA Fake 80GB", capability=(9, 0), multiprocessors=4, shared_memory=1 << 17,
+    power_limit_w=700.0, sm_clock_mhz=None, memory_clock_mhz=None, driver="1", cuda="13.0",
     python="3.12.0", platform="Linux", lab="0.1.0", packages={"torch": "2.11"}, commit="0" * 40, dirty=False,
     date="2026-01-01T00:00:00+00:00",
 )  # fmt: skip
@@ -436,107 +442,144 @@ PUBLISHED = sorted((LAB.parent / "book" / "experiments").glob("*/results/*.json"
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parents[1].name}/{path.name}")
-def test_published_records_are_valid_and_of_the_present_sources(path):
+def test_published_records_are_valid_and_of_the_present_kernels(path):
     published = records.read(path)
     assert path.stem == environment.slug(published.environment.gpu)
     stale = published.stale()
-    assert not stale, (
-        f"sources of {stale} have changed since {path} was measured: run `lab record {published.experiment}`"
+    assert not stale, f"{stale} have changed since {path} was measured: run `lab record {published.experiment}`"
+
+
+def stale_where(monkeypatch, module, name, value) -> list[str]:
+    monkeypatch.setattr(module, name, value)
+    return records.published("rmsnorm").stale()
+
+
+def test_another_launch_makes_the_rungs_that_it_concerns_stale(monkeypatch):
+    stale = stale_where(monkeypatch, triton_rmsnorm, "_warps", lambda block: 2)
+    assert {"rmsnorm triton:one_pass", "add_rmsnorm triton:tuned"} <= set(stale)
+    assert not any("cuda" in name or "naive" in name for name in stale)
+
+
+def test_another_plan_makes_one_rung_stale(monkeypatch):
+    stale = stale_where(monkeypatch, cuda_rmsnorm, "_ring", lambda *args: None)
+    assert stale == ["rmsnorm cuda:pipelined", "add_rmsnorm cuda:pipelined"]
+
+
+def test_another_cost_makes_every_row_stale_peers_too(monkeypatch):
+    op, cost = registry.operator("add_rmsnorm"), registry.operator("rmsnorm").cost
+    stale = stale_where(monkeypatch, type(op), "cost", lambda self, *args: cost(*args))
+    assert "add_rmsnorm quack" in stale and not any(name.startswith("rmsnorm") for name in stale)
+
+
+def test_a_rung_that_is_gone_is_stale(monkeypatch):
+    ladder = registry.ladder("rmsnorm", "triton")
+    monkeypatch.setitem(registry._ladders["triton"], "rmsnorm", ladder[1:])
+    assert records.published("rmsnorm").stale() == ["rmsnorm triton:naive"]
+
+
+# Fingerprints ---------------------------------------------------------------------------------------------------------
+
+MODULE = '''
+import torch, triton, triton.language as tl
+from lab.backends.cuda.compile import launch
+
+SCALE = tl.constexpr(2)
+SOURCE = """
+// a comment
+template <typename T> __global__ void add(T *y, const T *x) { y[threadIdx.x] += x[0]; /* so */ }
+"""
+
+
+@triton.jit
+def _scaled(a):
+    return SCALE * a
+
+
+@triton.jit
+def _scale(x, y, columns, BLOCK: tl.constexpr):
+    """Doc."""
+    column = tl.arange(0, BLOCK)  # a comment
+    value = tl.load(x + tl.program_id(0) * columns + column, column < columns)
+    tl.store(y + tl.program_id(0) * columns + column, _scaled(value), column < columns)
+
+
+@triton.jit
+def _another(x):
+    tl.store(x, 0)
+
+
+def forward(x, weight, eps):
+    if x.dim() != 2:
+        raise ValueError("x is not a matrix")
+    y = torch.empty_like(x)
+    _scale[(x.shape[0],)](x, y, x.shape[1], BLOCK=128, num_warps=4)
+    launch(SOURCE, "add<float>", 3, 32, y, x, shared=0)
+    return y, x.new_empty(x.shape[0])
+'''
+
+
+def fingerprint_of(tmp_path, monkeypatch, text):
+    path = tmp_path / f"module_{len(list(tmp_path.iterdir()))}.py"  # another file: the source of a module is cached
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    rung = registry.Implementation(module.forward, module.forward, "best", operator="rmsnorm", backend="test")
+    return fingerprint(rung, candidates.Workload("rmsnorm", (5, 100), "float32", "forward"), ARCHITECTURES["sm_90"])
+
+
+@pytest.mark.parametrize(
+    "old, new",
+    [
+        ("Doc.", "Other words."),
+        ("  # a comment", ""),
+        ("// a comment", "// another"),
+        ("{ y[threadIdx.x] += x[0]; /* so */ }", "{\n  y[threadIdx.x]+=x[0];\n}"),
+        ("column < columns)\n    tl.store", "(column  <  columns))\n    tl.store"),
+        ("is not a matrix", "has the wrong shape"),
+        ("x.dim() != 2", "x.dim() == 1"),
+        ("tl.store(x, 0)", "tl.store(x, 1)"),
+    ],
+)
+def test_what_the_gpu_does_not_see_leaves_the_fingerprint_alone(tmp_path, monkeypatch, old, new):
+    assert MODULE.count(old) == 1
+    assert fingerprint_of(tmp_path, monkeypatch, MODULE.replace(old, new)) == fingerprint_of(
+        tmp_path, monkeypatch, MODULE
     )
 
 
-def test_a_record_of_other_sources_is_stale(record):
-    assert record.stale() == []
-    assert replace(record, hashes={**record.hashes, "rmsnorm": "0" * 64}).stale() == ["rmsnorm"]
-
-
-# Source hashes --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tree(tmp_path):
-    files = {
-        "ops/x.py": '"""Doc."""\nfrom lab.ops.operator import Operator\nimport torch\n\nA = 1  # one\n',
-        "ops/operator.py": "class Operator: ...\n",
-        "ops/y.py": "Y = 1\n",
-        "backends/triton/x.py": (
-            "from lab.backends.triton.helper import add\nfrom . import sibling\n\n\ndef f(a):\n"
-            '    """Doc."""\n    if a < 0:\n        raise ValueError(f"a is {a}")\n    return add(a, 1)\n\n\n'
-            'LADDER = [Implementation(f, f, change="what it does")]\n'
-        ),
-        "backends/triton/helper.py": "def add(a, b):\n    return a + b\n",
-        "backends/triton/sibling.py": "S = 1\n",
-        "backends/cuda/x.py": 'from lab.backends.cuda import base\nSOURCE = source_of(HERE / "reduce.cuh")\n',
-        "backends/cuda/base.py": 'SOURCE = Path(__file__).with_suffix(".cu")\n',
-        "backends/cuda/base.cu": "int b;\n",
-        "backends/cuda/x.cu": '#include "warp.cuh"\n// comment\n__global__ void f(int *a) { a[0] = 1; /* so */ }\n',
-        "backends/cuda/reduce.cuh": "__device__ int r = 2;\n",
-        "backends/cuda/warp.cuh": "__device__ int w = 2;\n",
-        "backends/cuda/other.cu": "int o;\n",
-    }
-    for name, text in files.items():
-        path = tmp_path / "lab" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return tmp_path / "lab"
-
-
-def edit(tree, name, old, new):
-    path = tree / name
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
-
-
-def test_sources_are_the_operators_own_and_what_they_import(tree):
-    assert [path.relative_to(tree).as_posix() for path in sources.sources("x", tree)] == [
-        "backends/cuda/base.cu", "backends/cuda/base.py", "backends/cuda/reduce.cuh", "backends/cuda/warp.cuh",
-        "backends/cuda/x.cu", "backends/cuda/x.py", "backends/triton/helper.py", "backends/triton/sibling.py",
-        "backends/triton/x.py", "ops/x.py",
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="no source files"):
-        sources.source_hash("nothing", tree)
-
-
 @pytest.mark.parametrize(
-    "name, old, new",
+    "old, new",
     [
-        ("ops/x.py", "Doc.", "Other words."),
-        ("ops/x.py", "  # one", ""),
-        ("backends/triton/x.py", '    """Doc."""\n', ""),
-        ("backends/triton/x.py", "what it does", "what it really does"),
-        ("backends/triton/x.py", "a is {a}", "a is {a}; expected something else"),
-        ("backends/triton/helper.py", "a + b", "(a  +  b)"),
-        ("backends/cuda/x.cu", "// comment", "// another"),
-        ("backends/cuda/x.cu", "{ a[0] = 1; /* so */ }", "{\n  a[0]=1;\n}"),
-        ("backends/cuda/other.cu", "int", "float"),
-        ("ops/y.py", "1", "2"),
-        ("ops/operator.py", "...", "pass"),
+        ("tl.arange(0, BLOCK)", "tl.arange(0, BLOCK) + 0"),
+        ("SCALE * a", "a * SCALE"),
+        ("tl.constexpr(2)", "tl.constexpr(3)"),
+        ("BLOCK=128", "BLOCK=256"),
+        ("num_warps=4", "num_warps=8"),
+        ("(x.shape[0],)", "(x.shape[0] + 1,)"),
+        ("x, y, x.shape[1]", "x, y, x.shape[0]"),
+        ("torch.empty_like(x)", "torch.empty_like(x).t()"),
+        ("+= x[0]", "-= x[0]"),
+        ('add<float>"', 'add<int>"'),
+        ('", 3, 32', '", 4, 32'),
+        ('", 3, 32', '", 3, 64'),
+        ("shared=0", "shared=16"),
+        ("    launch(SOURCE", "    return\n    launch(SOURCE"),
     ],
 )
-def test_prose_and_strangers_leave_the_hash_alone(tree, name, old, new):
-    before = sources.source_hash("x", tree)
-    edit(tree, name, old, new)
-    assert sources.source_hash("x", tree) == before
+def test_what_the_gpu_sees_changes_the_fingerprint(tmp_path, monkeypatch, old, new):
+    assert MODULE.count(old) == 1
+    assert fingerprint_of(tmp_path, monkeypatch, MODULE.replace(old, new)) != fingerprint_of(
+        tmp_path, monkeypatch, MODULE
+    )
 
 
-@pytest.mark.parametrize(
-    "name, old, new",
-    [
-        ("ops/x.py", "A = 1", "A = 2"),
-        ("backends/triton/x.py", "add(a, 1)", "add(a, 2)"),
-        ("backends/triton/x.py", "a < 0", "a <= 0"),
-        ("backends/triton/helper.py", "a + b", "a - b"),
-        ("backends/triton/sibling.py", "1", "2"),
-        ("backends/cuda/x.cu", "a[0] = 1", "a[0] = 2"),
-        ("backends/cuda/reduce.cuh", "2", "3"),
-        ("backends/cuda/warp.cuh", "2", "3"),
-        ("backends/cuda/base.cu", "int", "float"),
-    ],
-)
-def test_code_changes_the_hash(tree, name, old, new):
-    before = sources.source_hash("x", tree)
-    edit(tree, name, old, new)
-    assert sources.source_hash("x", tree) != before
+def test_of_a_rung_without_kernels_the_module_counts(tmp_path, monkeypatch):
+    text = "import torch\n\n\ndef forward(x, weight, eps):\n    return x * weight,  # so\n"
+    before = fingerprint_of(tmp_path, monkeypatch, text)
+    assert fingerprint_of(tmp_path, monkeypatch, text.replace("  # so", "")) == before
+    assert fingerprint_of(tmp_path, monkeypatch, text.replace("x * weight", "x + weight")) != before
 
 
 # Configs --------------------------------------------------------------------------------------------------------------

@@ -133,9 +133,11 @@ def measured(monkeypatch, tmp_path):
         )
         for (backend, rung), us in times.items()
     )  # fmt: skip
-    here = environment.Environment("GPU", None, None, None, None, None, "3", "Linux", "0", {}, None, None, "2026-01-01")
+    here = environment.Environment(
+        "GPU", (9, 0), 132, 1 << 17, None, None, None, None, None, "3", "Linux", "0", {}, None, None, "2026-01-01"
+    )
     ceilings = Ceilings(1000.0, copy_bytes=1 << 32, matmul_tflops=500.0, matmul_dtype="bfloat16", matmul_size=8192)
-    record = records.Record(records.SCHEMA, "rmsnorm", {}, "", here, ceilings, {}, rows)
+    record = records.Record(records.SCHEMA, "rmsnorm", {}, "", here, ceilings, rows)
     asked = []
     monkeypatch.setattr("lab.benchmark.timing.require_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -26,8 +26,10 @@ def make_record(times):
         )
         for (backend, rung), us in times.items()
     )  # fmt: skip
-    environment = Environment("GPU", None, None, None, None, None, "3", "Linux", "0", {}, None, None, "2026-01-01")
-    return Record(SCHEMA, "rmsnorm", {}, "", environment, CEILINGS, {}, rows)
+    environment = Environment(
+        "GPU", (9, 0), 132, 1 << 17, None, None, None, None, None, "3", "Linux", "0", {}, None, None, "2026-01-01"
+    )
+    return Record(SCHEMA, "rmsnorm", {}, "", environment, CEILINGS, rows)
 
 
 def test_memory_and_compute_bounds():

@@ -33,7 +33,7 @@ from lab.benchmark import records
 from lab.benchmark.figures import ladder
 from lab.benchmark.tables import Table, ladder_table, table
 from lab.notebook import Published, code, cuda_code, ladder_of, measure_here, show
-from lab.profiling import roofline
+from lab.profiling import resources, roofline
 
 record = records.published("rmsnorm", "NVIDIA H100 80GB HBM3")
 published = Published(record)
@@ -307,6 +307,32 @@ show(
 # at 16384 columns that needed a cluster of two blocks, whose barrier cost more than it saved. Reading the slot again
 # left the registers to dw, and one block was enough.
 #
+# ## What the compilers made of it
+#
+# How many rows can be under way at once? A multiprocessor has 65,536 registers and, on an H100, 228 KiB of shared memory;
+# its blocks share both. So what a block takes says how many fit. The compilers tell it without a GPU, for every
+# architecture: registers of a thread, then bytes spilled to memory if any, then KiB of shared memory of a block.
+
+# %%
+taken = [row for row in resources.published("rmsnorm").rows if row.operator == "rmsnorm" and row.arch in ("sm_75", "sm_90", "sm_120")]
+show(resources.table(taken))
+
+# %%
+def blocks_by_registers(rung, kernel):
+    row = next(r for r in taken if (r.implementation, r.kernel.partition("<")[0], r.arch) == (rung, kernel, "sm_90"))
+    return f"{row.registers} registers for each of {row.threads} threads, so {65536 // (row.registers * row.threads)} blocks"
+
+show(
+    "Nothing spills on the H100. Forward, `triton:one_pass` takes "
+    f"{blocks_by_registers('triton:one_pass', '_rmsnorm_forward_one_pass')} fit, each with a row under way: plenty. "
+    f"Backward, `triton:one_pass` takes {blocks_by_registers('triton:one_pass', '_rmsnorm_backward_rows')} "
+    "fit at most, because the sums of dw live in registers; and the launcher starts only one, lest there be more partial "
+    "rows to add up. That is why loads ahead matter there: few rows are under way otherwise. `cuda:pipelined` takes "
+    f"{blocks_by_registers('cuda:pipelined', 'rmsnorm_backward_pipelined')} by registers; there it is the ring that fills "
+    "shared memory."
+)
+
+# %% [markdown]
 # ## The residual add comes along for free
 #
 # In the model the input of the norm is itself a sum, `x + residual`, and the sum is needed again later. By itself that

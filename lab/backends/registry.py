@@ -196,7 +196,7 @@ def resolve(op: str, choice: str = "auto", device: torch.device | None = None) -
         if reason := wanted.unavailable(device):
             raise BackendUnavailable(f"{op} on {wanted}: {reason}")
         return Resolved(wanted, "asked for by name")
-    reasons = []
+    reasons: list[str] = []
     for candidate in reversed(rungs):
         reason = candidate.unavailable(device)
         if reason is None:

@@ -14,17 +14,22 @@ from pathlib import Path
 import torch
 
 import lab
+from lab.backends.hardware import GPU, gpu_of
 
 PACKAGES = ("torch", "triton", "cuda-core", "nvidia-cuda-nvrtc", "liger-kernel", "quack-kernels", "nvidia-cutlass-dsl")
 
 
 @dataclass(frozen=True)
 class Environment:
-    """gpu: the name that torch reports. power_limit_w, sm_clock_mhz, memory_clock_mhz (the highest clocks) and driver
-    as nvidia-smi tells them, None without it. packages: installed versions. commit: of this repository, else
-    LAB_COMMIT. dirty: whether files differed from that commit; None if unknown. date: UTC, ISO 8601."""
+    """gpu: the name that torch reports. capability, multiprocessors, shared_memory: as in `lab.backends.hardware.GPU`.
+    power_limit_w, sm_clock_mhz, memory_clock_mhz (the highest clocks) and driver as nvidia-smi tells them, None without
+    it. packages: installed versions. commit: of this repository, else LAB_COMMIT. dirty: whether files differed from
+    that commit; None if unknown. date: UTC, ISO 8601."""
 
     gpu: str
+    capability: tuple[int, ...]
+    multiprocessors: int
+    shared_memory: int
     power_limit_w: float | None
     sm_clock_mhz: float | None
     memory_clock_mhz: float | None
@@ -37,6 +42,11 @@ class Environment:
     commit: str | None
     dirty: bool | None
     date: str
+
+    @property
+    def launchers_gpu(self) -> GPU:
+        """The GPU as launchers see it."""
+        return GPU(self.gpu, self.capability, self.multiprocessors, self.shared_memory)  # type: ignore[arg-type]
 
     def text(self) -> str:
         """One `key: value` a line."""
@@ -53,10 +63,14 @@ def slug(gpu: str) -> str:
 def environment() -> Environment:
     """This process's environment; the current GPU's, which must be there."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    gpu = gpu_of(torch.device("cuda"))
     driver, power, sm_clock, memory_clock = _nvidia_smi(properties)
     commit, dirty = _commit()
     return Environment(
-        gpu=properties.name,
+        gpu=gpu.name,
+        capability=gpu.capability,
+        multiprocessors=gpu.multiprocessors,
+        shared_memory=gpu.shared_memory,
         power_limit_w=_number(power),
         sm_clock_mhz=_number(sm_clock),
         memory_clock_mhz=_number(memory_clock),

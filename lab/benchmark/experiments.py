@@ -24,10 +24,10 @@ from lab.benchmark.candidates import METHOD, Call, Expected, Inputs, Workload
 from lab.benchmark.ceilings import Ceilings, measure_ceilings
 from lab.benchmark.config import Experiment
 from lab.benchmark.environment import Environment, environment, slug
+from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.peers import PeerAbsent
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import BASELINE, PEER, Record, Row, write_text
-from lab.benchmark.sources import source_hash
 
 SHORT_US = 20.0  # with a floor below this, launching takes as long as running: CUDA graph and launch are measured too
 AUTO = Path(registry.__file__).with_name("auto.json")
@@ -62,7 +62,6 @@ def run(experiment: Experiment, instruments: Instruments | None = None, progress
 
     Raises CannotTime without a GPU, and whatever a GPU raises that has broken down.
     """
-    hashes = {op: source_hash(op) for op in experiment.operators}
     instruments = instruments or gpu_instruments()
     workloads = experiment.workloads
     if instruments.device.type == "cuda":
@@ -89,7 +88,6 @@ def run(experiment: Experiment, instruments: Instruments | None = None, progress
         method=METHOD,
         environment=instruments.environment,
         ceilings=instruments.ceilings,
-        hashes=hashes,
         rows=tuple(rows),
     )
 
@@ -99,6 +97,7 @@ class _Ready(NamedTuple):
 
     row: Row
     call: Call
+    implementation: registry.Implementation | None  # None: a peer
 
 
 def _run_workload(workload: Workload, experiment: Experiment, instruments: Instruments) -> list[Row]:
@@ -135,7 +134,8 @@ def _run_workload(workload: Workload, experiment: Experiment, instruments: Instr
         if reason:
             finished[row.label] = replace(row, error=f"cannot run: {reason}")
         else:
-            _prepare(row, partial(inputs.call_of, implementation), expected, instruments, ready, finished)
+            build = partial(inputs.call_of, implementation)
+            _prepare(row, build, expected, instruments, ready, finished, implementation)
     for name, peer in peers.items():
         try:
             fn, version = peer.load()
@@ -153,7 +153,7 @@ def _run_workload(workload: Workload, experiment: Experiment, instruments: Instr
             max_count=experiment.max_samples,
             cap_s=instruments.cap_s,
         )
-        finished |= {label: _finish(each, times[label], instruments) for label, each in ready.items()}
+        finished |= {label: _finish(each, workload, times[label], instruments) for label, each in ready.items()}
     except torch.cuda.OutOfMemoryError as error:
         finished |= {label: replace(each.row, error=timing.first_line(error)) for label, each in ready.items()}
     return [finished[row.label] for row in everyone]
@@ -166,6 +166,7 @@ def _prepare(
     instruments: Instruments,
     ready: dict[str, _Ready],
     failed: dict[str, Row],
+    implementation: registry.Implementation | None = None,
 ) -> None:
     """Call the candidate for the first time, and check what it returns: it goes into `ready` or into `failed`."""
     began = time.perf_counter()
@@ -181,11 +182,11 @@ def _prepare(
         instruments.synchronize()  # but a GPU that has broken down raises here, and ends the run
         failed[row.label] = replace(row, error=timing.first_line(error))
     else:
-        ready[row.label] = _Ready(replace(row, compile_s=compile_s, peak_memory=memory), call)
+        ready[row.label] = _Ready(replace(row, compile_s=compile_s, peak_memory=memory), call, implementation)
 
 
-def _finish(candidate: _Ready, times: timing.Timing, instruments: Instruments) -> Row:
-    row = candidate.row
+def _finish(candidate: _Ready, workload: Workload, times: timing.Timing, instruments: Instruments) -> Row:
+    row, rung = candidate.row, candidate.implementation
     try:
         timing.check_possible(times, row.floor_us)
     except timing.ImpossibleTiming as impossible:
@@ -202,6 +203,7 @@ def _finish(candidate: _Ready, times: timing.Timing, instruments: Instruments) -
         notes += [f"graph: {reason}"] if reason else []
     return replace(
         row,
+        fingerprint=fingerprint(rung, workload, instruments.environment.launchers_gpu) if rung else None,
         timing=times,
         graph_us=graph_us,
         launch_us=launch_us,

@@ -12,12 +12,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
+from lab.backends import registry
+from lab.benchmark.candidates import Workload
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
-from lab.benchmark.sources import source_hash
+from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.timing import Timing
 
-SCHEMA = 1
+SCHEMA = 2
 PEER = "peer"  # a row's backend, where the row is another project's
 BASELINE = "torch eager"  # the peer that speedups are relative to
 
@@ -32,6 +34,7 @@ class Row:
 
     backend, rung: of the registry; for another project's, "peer" and its name, with its version.
     direction: "forward", "backward" or "both". error: why there is no timing, else None.
+    fingerprint: of what a rung of ours launched (`lab.benchmark.fingerprint`).
     timing: with a cold L2 cache. graph_us: microseconds a call inside a CUDA graph with a warm cache; launch_us: CPU
     microseconds a call. Both are taken where the floor is short, and `notes` says why where they are not there.
     peak_memory: bytes beyond the inputs. compile_s: seconds that the first call took.
@@ -50,6 +53,7 @@ class Row:
     flops: int
     bytes: int
     floor_us: float
+    fingerprint: str | None = None
     error: str | None = None
     timing: Timing | None = None
     graph_us: float | None = None
@@ -74,7 +78,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """schema: version of this layout. method: how the candidates were called. hashes: {operator: source_hash}."""
+    """schema: version of this layout. method: how the candidates were called."""
 
     schema: int
     experiment: str
@@ -82,7 +86,6 @@ class Record:
     method: str
     environment: Environment
     ceilings: Ceilings
-    hashes: dict[str, str]
     rows: tuple[Row, ...]
 
     def operators(self) -> list[str]:
@@ -107,8 +110,21 @@ class Record:
         ]
 
     def stale(self) -> list[str]:
-        """Operators whose sources are no longer those that were measured."""
-        return [op for op, recorded in self.hashes.items() if source_hash(op) != recorded]
+        """What a rung launches now but did not when it was measured, or an operator whose cost was another then: the
+        operators and candidates concerned."""
+        return list(
+            dict.fromkeys(f"{row.operator} {row.label}" for row in self.rows if row.timing and self._stale(row))
+        )
+
+    def _stale(self, row: Row) -> bool:
+        workload = Workload(row.operator, row.shape, row.dtype, row.direction)
+        cost = registry.operator(row.operator).cost(row.shape, workload.torch_dtype, row.direction)
+        if (cost.flops, cost.bytes) != (row.flops, row.bytes):
+            return True
+        if row.backend == PEER:
+            return False
+        rung = next((each for each in registry.ladder(row.operator, row.backend) if each.rung == row.rung), None)
+        return rung is None or fingerprint(rung, workload, self.environment.launchers_gpu) != row.fingerprint
 
     def write(self, path: Path) -> None:
         """To JSON; the file is complete or untouched."""

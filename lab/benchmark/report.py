@@ -27,7 +27,7 @@ def blocks(record: Record) -> Iterator[Block]:
         "that the minimal bytes or FLOPs take at these, over the median time."
     )
     if stale := record.stale():
-        yield f"The sources of {', '.join(stale)} have changed since."
+        yield f"Changed since: {', '.join(stale)}."
     yield Table(["", "version"], [["driver", e.driver or "unknown"], ["python", e.python], *e.packages.items()])
     for op in record.operators():
         yield f"## {op}"

@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lab.backends.cuda.compile import CompileError, recording
+from lab.backends.cuda.compile import CompileError
 from lab.backends.hardware import ARCHITECTURES, assume, default_device
+from lab.backends.launches import noted
 from lab.check.memory import Arena, Launch, Watch, is_learners, source_line, unwritten, watching
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
@@ -330,12 +331,14 @@ class Examination:
             layout = ", ".join(_layout(name, value) for name, value in arguments.items() if isinstance(value, Tensor))
             run = Run(arguments, layout, {}, [], [])
             try:
-                with assume(ARCHITECTURES[architecture]), recording() as compiled:
+                with assume(ARCHITECTURES[architecture]), noted() as launches:
                     self.fn(**arguments)
+                for launch in launches:
+                    launch.compile()
             except Exception as error:
                 run.violations = [_raised(error, Watch())]
             else:
-                if not compiled:
+                if not launches:
                     run.violations = [Violation(Kind.NO_LAUNCH, "no CUDA kernel was launched")]
             for examined in self.exercise.properties:
                 if found := self.violation(examined, run):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lab.backends.registry import get_op
 from lab.backends.rows import accumulation_dtype
-from lab.ops.operator import Cost, Operator, require_floating, rows_of
+from lab.ops.operator import Cost, Operator, require_floating, rows_of, seeded
 from lab.ops.rmsnorm import OPERATOR as RMSNORM
 from lab.ops.rmsnorm import check_norm, norm_backward_term_sums
 
@@ -79,7 +79,7 @@ class AddRMSNorm(Operator):
 
     def make_inputs(self, shape, dtype, device="cpu", seed=0):
         x, weight = RMSNORM.make_inputs(shape, dtype, device, seed)
-        generator = torch.Generator(device).manual_seed(seed + 1)
+        generator = seeded(device, seed + 1)
         return x, torch.randn(shape, generator=generator, device=device, dtype=dtype), weight
 
     def cost(self, shape, dtype, direction):

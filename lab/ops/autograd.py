@@ -65,8 +65,8 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx, *grads):
-            grads = [grad.reshape(shape) for grad, shape in zip(grads, ctx.output_shapes)]
-            results = backward(*operator.canonical_grads(*grads), *ctx.saved_tensors, *ctx.parameters)
+            flat = (grad.reshape(shape) for grad, shape in zip(grads, ctx.output_shapes))
+            results = backward(*operator.canonical_grads(*flat), *ctx.saved_tensors, *ctx.parameters)
             # A gradient of two inputs stays one tensor object: autograd then sees that it is shared, and copies it
             # where both inputs are leaves. Of two views it would not know.
             restored: dict[int, Tensor] = {}

@@ -134,7 +134,7 @@ class Operator(ABC):
     def make_inputs(
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0
     ) -> tuple[Tensor, ...]:
-        """Random tensor arguments of that shape."""
+        """Random tensor arguments of that shape; on "meta" tensors without values."""
 
     @abstractmethod
     def cost(self, shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Cost:
@@ -167,3 +167,8 @@ def rows_of(x: Tensor) -> Tensor:
     """x (..., n) as (rows, n) with unit stride in the last dimension: a view where there is one."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(1) == 1 else flat.contiguous()
+
+
+def seeded(device: torch.device | str, seed: int) -> torch.Generator:
+    """What `make_inputs` draws with on `device`; on "meta", where nothing is drawn, a stand-in."""
+    return torch.Generator("cpu" if torch.device(device).type == "meta" else device).manual_seed(seed)

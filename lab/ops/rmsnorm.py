@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lab.backends.registry import get_op
 from lab.backends.rows import accumulation_dtype
-from lab.ops.operator import Cost, Operator, require_floating, rows_of
+from lab.ops.operator import Cost, Operator, require_floating, rows_of, seeded
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, backend: str | None = None) -> Tensor:
@@ -102,7 +102,7 @@ class RMSNorm(Operator):
         return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
 
     def make_inputs(self, shape, dtype, device="cpu", seed=0):
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = seeded(device, seed)
         x = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         weight = torch.randn(shape[-1:], generator=generator, device=device, dtype=dtype)
         return x, weight

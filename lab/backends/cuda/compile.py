@@ -1,20 +1,18 @@
 """Compile CUDA C++ with NVRTC and launch it on torch's current stream.
 
-Compiling to a cubin needs neither a GPU nor a driver, so every kernel can be compiled for every architecture anywhere:
-inside `recording()` a launch compiles for the assumed GPU (`lab.backends.hardware.assume`) and is noted, not run.
+Compiling to a cubin needs neither a GPU nor a driver, so every kernel can be compiled for every architecture anywhere
+(`lab.backends.launches`).
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+from lab.backends import launches
 from lab.backends.hardware import gpu_of
 
 # cuda.core is imported where it is used: naming a CUDA rung must not need the compiler.
@@ -22,30 +20,6 @@ from lab.backends.hardware import gpu_of
 
 class CompileError(RuntimeError):
     """NVRTC refused the source; the message is its log."""
-
-
-class Compiled(NamedTuple):
-    """A kernel that a launch inside `recording()` asked for."""
-
-    name: str  # the C++ name expression
-    arch: str
-    cubin: bytes
-    threads: int
-    dynamic_shared: int  # bytes
-
-
-_recorded: list[Compiled] | None = None
-
-
-@contextmanager
-def recording() -> Iterator[list[Compiled]]:
-    """Collect what launches would run, compiled, without running it."""
-    global _recorded
-    before, _recorded = _recorded, []
-    try:
-        yield _recorded
-    finally:
-        _recorded = before
 
 
 def unavailable(device: torch.device) -> str | None:
@@ -100,6 +74,10 @@ def compile_cubin(source: str, names: tuple[str, ...], arch: str):
         return Program(source, "c++", options).compile("cubin", name_expressions=names)
     except Exception as error:  # cuda.core raises its own kinds; the log is in the message
         raise CompileError(f"{names} for {arch}: {error}") from error
+
+
+def _binary(source: str, name: str, arch: str, threads: int, shared: int) -> launches.Binary:
+    return launches.Binary(bytes(compile_cubin(source, (name,), arch).code), threads, shared)
 
 
 @cache
@@ -157,7 +135,7 @@ def _argument(value):
 def resident_clusters(source: str, name: str, cluster: int, block: int, shared: int, device: torch.device) -> int:
     """How many clusters of `cluster` blocks the GPU holds at once. A persistent kernel launched with more would run its
     last clusters alone at the end. Clusters do not cross the GPU's partitions: it is less than blocks / cluster."""
-    if _recorded is not None or cluster == 1:
+    if launches.noting() or cluster == 1:
         return gpu_of(device).multiprocessors // cluster
     config = _config(cluster, block, shared, cluster)
     stream = _stream(torch.cuda.current_stream(device).cuda_stream)
@@ -172,9 +150,11 @@ def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0
     bytes. Raises CompileError if NVRTC refuses the source.
     """
     device = args[0].device
-    if _recorded is not None:
-        arch = target(gpu_of(device).capability)
-        _recorded.append(Compiled(name, arch, bytes(compile_cubin(source, (name,), arch).code), block, shared))
+    if launches.noting():
+        arguments = {str(position): value for position, value in enumerate(args)}
+        options = {"block": block, "shared": shared, "cluster": cluster}
+        compile = partial(_binary, source, name, target(gpu_of(device).capability), block, shared)
+        launches.note(launches.Launch(name, "cuda", (source,), (grid,), arguments, options, compile))
         return
     stream = _stream(torch.cuda.current_stream(device).cuda_stream)
     kernel = _kernel(source, name, device.index, shared)
