@@ -1,3 +1,4 @@
+
 # %% [markdown]
 # # RMSNorm
 #
@@ -9,7 +10,7 @@
 # **What you need.** PyTorch. No GPU: without one the kernels run in Triton's interpreter, and the timings shown are
 # the published ones. **Reading time:** about 40 minutes, exercises apart.
 
-# %%
+# %% tags=["hide-input"]
 # In Colab this gets the course and keeps Colab's own torch; elsewhere it does nothing.
 import sys
 
@@ -22,7 +23,7 @@ if "google.colab" in sys.modules:
     subprocess.run(install, check=True)
     sys.path.insert(0, "/content/llm-kernel-lab")
 
-# %%
+# %% tags=["hide-input"]
 import lab  # before triton: with no GPU it switches Triton to its interpreter
 import torch
 
@@ -46,7 +47,7 @@ def percent(label, direction="forward", shape=SMALL, of="rmsnorm", digits=0):
     return published.percent(label, of, direction, shape, digits)
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(ladder(record, "rmsnorm", "both", TRAIN))
 
 # %% [markdown]
@@ -103,11 +104,12 @@ show(
 # `torch.nn.functional.rms_norm` is one fused CUDA kernel in eager mode, not a chain of small ones. **Prediction:** one
 # read and one write, so near the floor.
 
-# %%
+# %% tags=["remove-input"]
 show(
     f"**Outcome:** {percent('torch eager')} of the ceiling at 4096 columns, {percent('torch eager', shape=WIDE)} at "
-    f"16384, and forward plus backward {percent('torch eager', 'both', TRAIN)}. The wider the row, the worse: the "
-    "kernel reads the row for the sum and again for the product, and a long row has left the cache by then."
+    f"16384, and forward plus backward {percent('torch eager', 'both', TRAIN)}. The wider the row, the worse. Its "
+    "kernel reads a row for the sum and again for the product; that the second read no longer finds a long row in cache "
+    "would explain it. The Triton kernels below do both, so we can see."
 )
 
 # %% [markdown]
@@ -117,7 +119,7 @@ show(
 # work is its own, and works on blocks of elements at once. The first version does what you would write in eager
 # PyTorch: a kernel for `r`, then a kernel for the product.
 
-# %%
+# %% tags=["remove-input"]
 show(code(triton_rmsnorm._rmsnorm_rstd_naive, triton_rmsnorm._rmsnorm_scale_naive))
 
 # %% [markdown]
@@ -128,7 +130,7 @@ show(code(triton_rmsnorm._rmsnorm_rstd_naive, triton_rmsnorm._rmsnorm_scale_naiv
 # **Prediction:** x crosses device memory twice and y once, three units where two are needed. So at most two thirds of
 # the ceiling.
 
-# %%
+# %% tags=["remove-input"]
 show(f"**Outcome:** {percent('triton:naive')}, and {percent('triton:naive', shape=WIDE)} for the wide rows.")
 
 # %% [markdown]
@@ -137,10 +139,10 @@ show(f"**Outcome:** {percent('triton:naive')}, and {percent('triton:naive', shap
 # If the same program does both steps, its second look at the row comes right after the first, and the row may still be
 # in cache. **Prediction:** the second read is served by L2, so close to the ceiling.
 
-# %%
+# %% tags=["remove-input"]
 show(code(triton_rmsnorm._rmsnorm_forward_fused))
 
-# %%
+# %% tags=["remove-input"]
 show(
     f"**Outcome:** {percent('triton:fused')} at 4096 columns, but {percent('triton:fused', shape=WIDE)} at 16384. "
     "A program reads its row in blocks of 1024, one block after the other, and can load nothing for the second "
@@ -157,10 +159,10 @@ show(
 # latency is paid once. **Prediction:** two units of traffic, so the ceiling less the launch and the last, half-empty
 # wave of programs: above 90%.
 
-# %%
+# %% tags=["remove-input"]
 show(code(triton_rmsnorm._rmsnorm_forward_one_pass))
 
-# %%
+# %% tags=["remove-input"]
 show(
     f"**Outcome:** {percent('triton:one_pass')} and {percent('triton:one_pass', shape=WIDE)}. What is missing is a "
     "constant of a few microseconds, start and tail: at twice the size it is "
@@ -174,10 +176,10 @@ show(
 # next rows while it works on one (`num_stages` asks Triton's compiler for that, through shared memory). The weight is
 # then read once by each program, too. **Prediction:** a few percent more.
 
-# %%
+# %% tags=["remove-input"]
 show(code(triton_rmsnorm._rmsnorm_forward_rows))
 
-# %%
+# %% tags=["remove-input"]
 show(
     f"**Outcome:** {percent('triton:prefetch')}, less than the {percent('triton:one_pass')} without. Memory was "
     "already kept busy by the many independent programs of the version before. Now rows are dealt out in advance: "
@@ -193,7 +195,7 @@ show(
 # gives rows too long for registers the two-look kernel with large blocks and a request to the cache to keep the row
 # between its looks.
 
-# %%
+# %% tags=["remove-input"]
 show(ladder_of("rmsnorm", "triton"), code(triton_rmsnorm.forward_tuned, triton_rmsnorm.backward_tuned))
 
 # %% [markdown]
@@ -210,7 +212,7 @@ SOURCE = cuda_rmsnorm.SOURCE
 show(cuda_code(SOURCE, "template <typename A> __device__ inline A tree_sum", "template <typename T, bool ADD>"))
 show(cuda_code(SOURCE, "__global__ void rmsnorm_forward_naive", "template <typename T, bool ADD>"))
 
-# %%
+# %% tags=["remove-input"]
 show(f"**Outcome:** {percent('cuda:naive')}, and {percent('cuda:naive', shape=WIDE)} for wide rows.")
 
 # %% [markdown]
@@ -219,11 +221,11 @@ show(f"**Outcome:** {percent('cuda:naive')}, and {percent('cuda:naive', shape=WI
 # as in Triton, or in shared memory where it is too long. One template serves both; `KEEP` says where a row stays between
 # its two uses.
 
-# %%
+# %% tags=["remove-input"]
 show(cuda_code(SOURCE, "template <int THREADS, typename A> __device__ inline A block_sum", "// naive"))
 show(cuda_code(SOURCE, "template <typename T, int VEC, int THREADS, Keep KEEP, int HELD", "// vectorized and one_pass, backward"))
 
-# %%
+# %% tags=["remove-input"]
 show(
     f"**Prediction** for vectorized: as Triton's fused. **Outcome:** {percent('cuda:vectorized')} and "
     f"{percent('cuda:vectorized', shape=WIDE)}. **Prediction** for one_pass: as Triton's. **Outcome:** "
@@ -264,7 +266,7 @@ show(Table(["bytes", "how many"], [[term, f"{count / 2**20:.2f} MiB"] for term, 
 # - **one_pass and later:** a program takes many rows and keeps its own sum in registers; at the end each writes one partial
 #   row, and a small kernel adds those up, always in the same order.
 
-# %%
+# %% tags=["remove-input"]
 show(code(triton_rmsnorm._rmsnorm_backward_rows))
 
 # %% [markdown]
@@ -275,7 +277,7 @@ show(code(triton_rmsnorm._rmsnorm_backward_rows))
 # %%
 show(ladder_table(record, "rmsnorm", "backward", TRAIN), ladder_table(record, "rmsnorm", "backward", TRAIN_WIDE))
 
-# %%
+# %% tags=["remove-input"]
 show(
     f"**Outcome:** at 4096 columns as predicted, from {percent('triton:naive', 'backward', TRAIN)} over "
     f"{percent('triton:fused', 'backward', TRAIN)} (atomics) and {percent('triton:one_pass', 'backward', TRAIN)} to "
@@ -291,10 +293,10 @@ show(
 # four rows is always under way. Rows longer than one block can hold are shared out over a *cluster*: blocks that may
 # write into each other's shared memory, and so add up their sums without going through device memory.
 
-# %%
+# %% tags=["remove-input"]
 show(cuda_code(SOURCE, "template <typename T, int THREADS, int HELD, int STAGES, int CLUSTER, bool ADD>", "#endif"))
 
-# %%
+# %% tags=["remove-input"]
 show(
     f"**Prediction:** as Triton's prefetch, without its registers. **Outcome:** "
     f"{percent('cuda:pipelined', 'backward', TRAIN)} at 4096 columns, against {percent('cuda:one_pass', 'backward', TRAIN)} "
@@ -339,7 +341,7 @@ show(
 # add reads two tensors and writes one, and the norm reads it back. **Prediction:** fused, that last read goes away:
 # four units instead of five, so the pair takes four fifths of the time.
 
-# %%
+# %% tags=["remove-input"]
 show(
     table(record, "add_rmsnorm", "forward", columns=["torch eager", "torch.compile", "liger", "quack", "triton:tuned", "cuda:pipelined"]),
     f"**Outcome:** eager PyTorch takes {published.ratio('torch eager', 'triton:tuned', 'add_rmsnorm', 'forward', SMALL)} "
@@ -365,16 +367,17 @@ show(roofline.plot(record, "rmsnorm", TRAIN, "both"))
 PEERS = ["torch eager", "torch.compile", "liger", "quack", "triton:tuned", "cuda:pipelined"]
 show(table(record, "rmsnorm", "forward", PEERS), table(record, "rmsnorm", "both", PEERS))
 
-# %%
+# %% tags=["remove-input"]
 show(
     "**Where it loses.**\n\n"
     f"- Forward at 65536 columns QuACK reaches {percent('quack', shape=LONG)} by giving each row to a cluster of blocks; "
     f"our shared-memory kernel stays at {percent('cuda:pipelined', shape=LONG)}: one block to a multiprocessor loads, or "
-    "computes, or stores, and nothing overlaps.\n"
+    "computes, or stores, and nothing overlaps. Two cures were tried, and both were slower: a "
+    "cluster of blocks for each row, as QuACK has it, and a ring of rows as in our backward pass.\n"
     f"- At 64 rows (a decode step) everything is launch: {percent('triton:tuned', shape=(64, 4096))} of the ceiling is the "
     "best that any of them reaches. Only doing less launching helps there: CUDA graphs, or fusing into a neighbour.\n"
     f"- At 16384x8192 forward torch.compile is ahead by a hair, {percent('torch.compile', shape=(16384, 8192), digits=1)} "
-    f"to {percent('triton:tuned', shape=(16384, 8192), digits=1)}; it knows the shape at compile time.\n"
+    f"to {percent('triton:tuned', shape=(16384, 8192), digits=1)}. Its kernel is compiled for exactly this shape, ours for any; whether that is the reason, we do not know.\n"
     f"- Triton's backward at 16384 columns ({percent('triton:tuned', 'backward', TRAIN_WIDE)}) beats our own CUDA "
     f"({percent('cuda:pipelined', 'backward', TRAIN_WIDE)}): more hand-written code is not more speed."
 )

@@ -150,7 +150,7 @@ def ladder_table(record: Record, operator: str, direction: str, shape: Sequence[
         medians.append(t.median_us)
     least = min(medians, default=float("inf"))
     best = frozenset((i, 1) for i, median in enumerate(medians) if median == least < float("inf"))
-    return Table(["", "us", "95%", "GB/s", "% of ceiling", "vs torch"], rows, best)
+    return Table([f"{direction} {shape_text(shape)}", "us", "95%", "GB/s", "% of ceiling", "vs torch"], rows, best)
 
 
 def _in_order(rows: Sequence[Row], order: Sequence[str]) -> list[Row]:

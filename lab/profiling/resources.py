@@ -166,7 +166,7 @@ def table(rows: Sequence[Resources]) -> Table:
     architectures = list(dict.fromkeys(row.arch for row in rows))
     kernels: dict[tuple[str, str, str], dict[str, str]] = {}
     for row in rows:
-        cell = f"{row.registers}{f' +{row.spilled}' if row.spilled else ''} / {row.shared / 1024:.3g}"
+        cell = f"{row.registers}{f' +{row.spilled}' if row.spilled else ''} / {row.shared / 1024:.1f}"
         key = (row.implementation, row.direction, row.kernel.partition("<")[0])
         kernels.setdefault(key, {})[row.arch] = cell
     lines = [
