@@ -254,13 +254,13 @@ def _without_gpu(bench: list[Experiment]) -> int:
 
 
 def _print_record(record: Record) -> None:
-    from lab.benchmark.tables import ladder_table, shape_text
+    from lab.benchmark.tables import ladder_table
 
     c = record.ceilings
     product = f"{c.matmul_dtype} product {c.matmul_tflops:.0f} TFLOP/s"
     print(f"{record.environment.gpu}: copy {c.copy_gbps:.0f} GB/s, {product}")
     for op, direction, shape, dtype in dict.fromkeys(row.workload for row in record.rows):
-        print(f"\n{op} {direction} {shape_text(shape)} {dtype}")
+        print(f"\n{op}, {dtype}")
         print(ladder_table(record, op, direction, shape).text())
     _print_failures(record)
 
