@@ -7,6 +7,7 @@ import torch
 
 from lab.backends import launches, registry
 from lab.backends.cuda.compile import compile_cubin
+from lab.backends.dry_run import launches_of
 from lab.backends.hardware import ARCHITECTURES, assume, gpu_of
 from lab.benchmark import config
 from lab.profiling import resources
@@ -108,7 +109,7 @@ def test_what_is_compiled_is_what_is_launched(op):
             results = rung.forward(*tensors, *parameters)
             grads = tuple(torch.ones_like(result) for result in results[: len(operator.outputs)])
             rung.backward(*grads, *operator.saved(tensors, results), *parameters)
-        noted = launches.launches_of(rung, shape, torch.float16, "both", gpu_of(torch.device("cuda")))
+        noted = launches_of(rung, shape, torch.float16, "both", gpu_of(torch.device("cuda")))
         assert len(launched) == len(noted) > 0
         for kernel, launch in zip(launched, noted, strict=True):
             compiled = launch.compile()

@@ -18,8 +18,9 @@ from functools import cache
 
 import torch
 
+from lab.backends.dry_run import launches_of
 from lab.backends.hardware import GPU
-from lab.backends.launches import Launch, launches_of
+from lab.backends.launches import Launch
 from lab.backends.registry import Implementation
 from lab.benchmark.candidates import Workload
 

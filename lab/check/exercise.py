@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lab.backends.cuda.compile import CompileError
+from lab.backends.dry_run import dry_run
 from lab.backends.hardware import ARCHITECTURES, assume, default_device
-from lab.backends.launches import noted
 from lab.check.memory import Arena, Launch, Watch, is_learners, source_line, unwritten, watching
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
@@ -331,7 +331,7 @@ class Examination:
             layout = ", ".join(_layout(name, value) for name, value in arguments.items() if isinstance(value, Tensor))
             run = Run(arguments, layout, {}, [], [])
             try:
-                with assume(ARCHITECTURES[architecture]), noted() as launches:
+                with assume(ARCHITECTURES[architecture]), dry_run() as launches:
                     self.fn(**arguments)
                 for launch in launches:
                     launch.compile()

@@ -24,8 +24,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lab.backends.dry_run import launches_of
 from lab.backends.hardware import ARCHITECTURES, GPU, assume
-from lab.backends.launches import Binary, launches_of
+from lab.backends.launches import Binary
 from lab.backends.registry import implementations, operator, operators
 from lab.benchmark import config
 from lab.benchmark.records import experiments_folder, write_text

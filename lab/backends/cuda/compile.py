@@ -1,7 +1,7 @@
 """Compile CUDA C++ with NVRTC and launch it on torch's current stream.
 
 Compiling to a cubin needs neither a GPU nor a driver, so every kernel can be compiled for every architecture anywhere
-(`lab.backends.launches`).
+(`lab.backends.dry_run`).
 """
 
 from __future__ import annotations

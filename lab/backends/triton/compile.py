@@ -1,4 +1,4 @@
-"""Note launches of Triton kernels, and compile them with no GPU (see `lab.backends.launches`).
+"""Note launches of Triton kernels, and compile them with no GPU (see `lab.backends.dry_run`).
 
 Compiling goes through the JIT's own warm-up, so that it specializes on the arguments as a launch would: on divisibility
 by 16 above all. It needs a process in which Triton does not interpret.
