@@ -1,17 +1,6 @@
 """Wrong answers to the RMSNorm exercises: the solution with one mistake in it, and the property that must catch it."""
 
-from typing import NamedTuple
-
-
-class Wrong(NamedTuple):
-    """In the solution of `exercise`, the text `old`, which occurs there, is replaced by `new` everywhere."""
-
-    exercise: str
-    property: str
-    mistake: str
-    old: str
-    new: str
-
+from wrong_answers import Wrong
 
 _LOAD_X = "tl.load(x + row * x_stride + column, mask, other=0)"
 _SECOND_READ = (
