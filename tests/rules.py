@@ -84,6 +84,44 @@ def check_error(implementation: Implementation, tensors, grads) -> None:
             )
 
 
+def check_many_rows(implementation: Implementation, shape, dtype, device, seed: int, chunk: int = 8192) -> None:
+    """For tensors that nearly fill the memory: the last rows of everything, and in full what is summed over all rows,
+    such as the gradient of a vector; its reference is made `chunk` rows at a time. PyTorch's own error is not in the
+    bound, which is 8 units of roundoff of the sum of terms."""
+    operator = registry.operator(implementation.operator)
+    last, rows = 3, shape[0]
+    tensors = operator.make_inputs(shape, dtype, device, seed)
+    parameters = operator.complete(*tensors)[len(tensors) :]
+    grads = [tensors[0]] * len(operator.outputs)  # any gradient will do
+    results = implementation.forward(*tensors, *parameters)
+    saved = operator.saved(tensors, results)
+    found = {name: result[-last:].clone() for name, result in zip(operator.outputs, results)}
+    del results
+    gradients = operator.gradients(*implementation.backward(*grads, *saved, *parameters))
+    del saved
+    summed = {f"d{name}" for name, tensor in zip(operator.tensors, tensors) if tensor.dim() == 1}
+    for name, gradient in zip(operator.tensors, gradients):
+        found[f"d{name}"] = gradient.clone() if f"d{name}" in summed else gradient[-last:].clone()
+    del gradients
+    expected: dict[str, Tensor] = {}
+    terms: dict[str, Tensor] = {}
+    for start in range(0, rows, chunk) if summed else [rows - last]:
+        part = [tensor[start : start + chunk] if tensor.dim() > 1 else tensor for tensor in tensors]
+        values, sums = reference(operator, part, [grad[start : start + chunk] for grad in grads])
+        for name in values:
+            if name in summed:
+                expected[name] = expected.get(name, 0) + values[name]
+                terms[name] = terms.get(name, 0) + sums[name]
+            else:
+                before = expected.get(name, values[name][:0]), terms.get(name, sums[name][:0])
+                expected[name] = torch.cat([before[0], values[name]])[-last:]
+                terms[name] = torch.cat([before[1], sums[name]])[-last:]
+    for name, value in found.items():
+        bound = 4 * torch.finfo(dtype).eps * terms[name] + torch.finfo(dtype).smallest_normal
+        off = ~((value.double() - expected[name]).abs() <= bound)
+        assert not off.any(), f"{implementation}: {name} is off in {int(off.sum())} of {off.numel()} elements"
+
+
 class Poison(TorchDispatchMode):
     """Memory that is handed out without being written holds NaN, so that an element nobody writes shows."""
 

@@ -10,6 +10,7 @@ from rules import (
     check_all_written,
     check_error,
     check_inputs_unmodified,
+    check_many_rows,
     check_no_aliasing,
     check_non_finite,
     passes,
@@ -20,7 +21,8 @@ from rules import (
 
 import lab
 from lab.backends import registry
-from lab.backends.hardware import default_device
+from lab.backends.dry_run import launches_of
+from lab.backends.hardware import default_device, gpu_of
 from lab.backends.registry import BackendUnavailable, Implementation
 
 DEVICE = default_device()
@@ -116,40 +118,40 @@ def test_float64_stays_float64(implementation, columns, seed):
         assert ((found[name] - value).abs() <= 1e-12 * (terms[name] + 1e-300)).all(), f"{implementation}: {name}"
 
 
-def layouts(columns: int, dtype, seed):
-    """x in every layout that a caller may come with, and the weight that goes with it."""
-    generator = torch.Generator(DEVICE).manual_seed(seed)
+def of_rows(relayout):
+    """The layout for tensors of rows; a vector keeps its own."""
+    return lambda tensor: relayout(tensor) if tensor.dim() > 1 else tensor
 
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator, device=DEVICE, dtype=dtype)
 
-    yield "one dimension", draw(columns), draw(columns)
-    yield "four dimensions", draw(2, 1, 3, columns), draw(columns)
-    yield "transposed", draw(columns, 3).t(), draw(columns)
-    yield "permuted", draw(3, columns, 2).permute(2, 0, 1), draw(columns)
-    yield "every second row", draw(6, columns)[::2], draw(columns)
-    yield "every second column", draw(3, 2 * columns)[:, ::2], draw(2 * columns)[::2]
-    yield "off the alignment", draw(3, columns + 1)[:, 1:], draw(columns + 1)[1:]
-    yield "wider rows", draw(3, columns + 16)[:, :columns], draw(columns)
-    yield "one row for all", draw(1, columns).expand(3, columns), draw(columns)
+LAYOUTS = {  # the values of a tensor, laid out in memory as a caller may come with them
+    "contiguous": lambda t: t,
+    "transposed": of_rows(lambda t: t.mT.contiguous().mT),
+    "permuted": of_rows(lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0)),
+    "every second row": of_rows(lambda t: t.repeat_interleave(2, 0)[::2]),
+    "every second column": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "off the alignment": lambda t: torch.nn.functional.pad(t, (1, 0))[..., 1:],
+    "wider rows": of_rows(lambda t: torch.nn.functional.pad(t, (0, 16))[..., :-16]),
+    "one row for all": of_rows(lambda t: t[:1].expand(t.shape)),
+}
 
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, HALF[-1]], ids=str)
 def test_layouts(implementation, dtype, seed):
-    operator = registry.operator(implementation.operator)
-    for columns in (129, 1024):
-        for name, x, weight in layouts(columns, dtype, seed):
-            tensors = [x] * (len(operator.tensors) - 1) + [weight]
-            grads = random_grads(operator, tensors, seed)
-            try:
-                check_error(implementation, tensors, grads)
-                spread = [torch.stack([grad, grad], dim=-1)[..., 0] for grad in grads]  # a column stride of 2
-                check_error(implementation, tensors, spread)
-                flat = [grad[..., :1].expand(grad.shape) for grad in grads]  # of 0
-                check_error(implementation, tensors, flat)
-            except AssertionError as error:
-                raise AssertionError(f"{name}: {error}") from error
+    shapes = {"contiguous": [(), (2, 1, 3)], "permuted": [(2, 3)]}
+    for name, relayout in LAYOUTS.items():
+        for lead in shapes.get(name, [(3,)]):
+            for columns in (129, 1024):
+                tensors, grads = inputs(implementation, (*lead, columns), dtype, seed)
+                tensors = [relayout(tensor) for tensor in tensors]
+                try:
+                    check_error(implementation, tensors, grads)
+                    spread = [torch.stack([grad, grad], dim=-1)[..., 0] for grad in grads]  # a column stride of 2
+                    check_error(implementation, tensors, spread)
+                    flat = [grad[..., :1].expand(grad.shape) for grad in grads]  # of 0
+                    check_error(implementation, tensors, flat)
+                except AssertionError as error:
+                    raise AssertionError(f"{name}: {error}") from error
 
 
 @every
@@ -225,7 +227,9 @@ def test_kernels_on_the_gpu_are_ours(best, seed):
     on_gpu = torch.autograd.DeviceType.CUDA
     names = {event.key for event in profile.key_averages() if event.device_type == on_gpu}
     kernels = {name for name in names if not name.startswith("Mem") and "elementwise" not in name}
-    assert kernels and all("rmsnorm" in name for name in kernels), names
+    gpu = gpu_of(DEVICE)
+    ours = {launch.kernel.partition("<")[0] for launch in launches_of(best, (64, 1024), torch.float32, "both", gpu)}
+    assert kernels and all(any(kernel in name for kernel in ours) for name in kernels), (names, ours)
 
 
 @pytest.mark.gpu
@@ -233,35 +237,17 @@ def test_kernels_on_the_gpu_are_ours(best, seed):
 def test_more_than_2_to_the_31_elements(best, seed, tmp_path_factory):
     if torch.cuda.get_device_properties(0).total_memory < 70e9:
         pytest.skip("needs 70 GB of GPU memory")
-    columns, dtype, last = 8192, torch.bfloat16, 3
-    rows = 2**31 // columns + last
-    operator = registry.operator(best.operator)
     with open(tmp_path_factory.getbasetemp().parent / "one_at_a_time", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         torch.cuda.empty_cache()
-        tensors = operator.make_inputs((rows, columns), dtype, DEVICE, seed)
-        results = best.forward(*tensors, 1e-6)
-        saved = operator.saved(tensors, results)
-        found = {name: result[-last:].clone() for name, result in zip(operator.outputs, results)}
-        del results
-        grads = [tensors[0]] * len(operator.outputs)  # any gradient will do, and memory is short
-        dx, dw = best.backward(*grads, *saved, 1e-6)
-        found["dx"] = dx[-last:].clone()
-        del dx
-        expected, terms = reference(
-            operator,
-            [tensor[-last:] if tensor.dim() == 2 else tensor for tensor in tensors],
-            [grad[-last:] for grad in grads],
-        )
-        norm_input, _, rstd = saved
-        total, absolute = torch.zeros(2, columns, dtype=torch.float64, device=DEVICE)
-        for rows_of in torch.arange(rows, device=DEVICE).split(8192):
-            part = grads[0][rows_of].double() * norm_input[rows_of].double() * rstd[rows_of].double()[:, None]
-            total += part.sum(0)
-            absolute += part.abs().sum(0)
-    expected["dweight"], terms["dweight"], found["dweight"] = total, absolute, dw
-    for name, value in found.items():
-        assert ((value.double() - expected[name]).abs() <= 4 * torch.finfo(dtype).eps * terms[name]).all(), name
+        check_many_rows(best, (2**31 // 8192 + 3, 8192), torch.bfloat16, DEVICE, seed)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("best", BEST.values(), ids=str)
+def test_many_rows_are_checked_as_more_than_2_to_the_31_elements_are(best, seed):
+    """The check of the test above, where it can run anywhere."""
+    check_many_rows(best, (37, 8), torch.float32, DEVICE, seed, chunk=10)
 
 
 @pytest.mark.gpu
@@ -306,6 +292,10 @@ def into_the_input(x, weight, y, rstd):
     return y, rstd
 
 
+def check_last_of_many_rows(implementation, tensors, grads):
+    check_many_rows(implementation, (37, 8), torch.float32, DEVICE, 0, chunk=10)
+
+
 kept: dict = {}
 
 
@@ -328,6 +318,10 @@ WRONG = {
     "an input modified": (wrong(into_the_input), check_inputs_unmodified),
     "one buffer for all calls": (wrong(the_same_memory), check_no_aliasing),
     "the input itself": (wrong(lambda x, w, y, r: (x, r)), check_no_aliasing),
+    "the last row not written": (
+        wrong(lambda x, w, y, r: (torch.cat([y[:-1], 0 * y[-1:]]), r)), check_last_of_many_rows),
+    "dw without the last of many rows": (
+        wrong(None, lambda dy, x, w, r, dx, dw: (dx, dw - (dy * x * r[:, None])[-1])), check_last_of_many_rows),
     "NaN swallowed": (wrong(lambda x, w, y, r: (torch.nan_to_num(y), r)), check_non_finite),
 }  # fmt: skip
 
