@@ -83,6 +83,15 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
 _number = count()
 
 
+def _bare(results: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """As torch.library wants a function's results: one by itself."""
+    return results[0] if len(results) == 1 else results
+
+
+def _tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (results,) if isinstance(results, Tensor) else results
+
+
 def _custom_operator(
     operator: Operator, implementation: Implementation, forward: Callable, backward: Callable
 ) -> Callable:
@@ -103,27 +112,32 @@ def _custom_operator(
     grad_names = [f"grad{i}" for i in range(n_outputs)]
     saved_names = [f"saved{i}" for i in range(n_saved)]
 
-    forward_op = torch.library.custom_op(base, forward, mutates_args=(), schema=schema(names, len(results)))
-    backward_op = torch.library.custom_op(
-        f"{base}_backward", backward, mutates_args=(), schema=schema(grad_names + saved_names, n_grads)
+    forward_op = torch.library.custom_op(
+        base, lambda *args: _bare(forward(*args)), mutates_args=(), schema=schema(names, len(results))
     )
-    forward_op.register_fake(lambda *args: operator.like_forward(*args[:n_tensors]))
-    backward_op.register_fake(lambda *args: operator.like_backward(*args[n_outputs : n_outputs + n_saved]))
+    backward_op = torch.library.custom_op(
+        f"{base}_backward",
+        lambda *args: _bare(backward(*args)),
+        mutates_args=(),
+        schema=schema(grad_names + saved_names, n_grads),
+    )
+    forward_op.register_fake(lambda *args: _bare(operator.like_forward(*args[:n_tensors])))
+    backward_op.register_fake(lambda *args: _bare(operator.like_backward(*args[n_outputs : n_outputs + n_saved])))
 
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*operator.saved(inputs[:n_tensors], output))
+        ctx.save_for_backward(*operator.saved(inputs[:n_tensors], _tuple(output)))
         ctx.parameters = inputs[n_tensors:]
 
     def run_backward(ctx, *grads):
         grads = operator.canonical_grads(*grads[:n_outputs])
-        results = backward_op(*grads, *ctx.saved_tensors, *ctx.parameters)
+        results = _tuple(backward_op(*grads, *ctx.saved_tensors, *ctx.parameters))
         return *operator.gradients(*results), *(None for _ in ctx.parameters)
 
     forward_op.register_autograd(run_backward, setup_context=setup_context)
 
     def function(*args):
         tensors, parameters = args[:n_tensors], args[n_tensors:]
-        results = forward_op(*operator.canonical(*tensors), *parameters)
+        results = _tuple(forward_op(*operator.canonical(*tensors), *parameters))
         return operator.restore(results[:n_outputs], *tensors)
 
     return function

@@ -16,7 +16,7 @@ import triton.language as tl
 from lab.backends.hardware import gpu_of
 from lab.backends.registry import Implementation
 from lab.backends.rows import norm_outputs, pointer
-from lab.backends.triton.runtime import accumulator, refuses_dtype, unavailable
+from lab.backends.triton.runtime import accumulator, refuses_dtype, refuses_longer_rows, unavailable
 
 # naive: one kernel for each step, as eager PyTorch would do it -------------------------------------------------------
 
@@ -293,13 +293,6 @@ def _rmsnorm_sum_partials(partial, dw, programs, columns, BLOCK: tl.constexpr, R
 REGISTER_COLUMNS = 16384  # the longest row that x, dy and dw of one program are held of
 
 
-def refuses_long_rows(*tensors):
-    columns = tensors[0].shape[-1]
-    if columns > REGISTER_COLUMNS:
-        return f"a row of {columns} columns does not fit registers; expected at most {REGISTER_COLUMNS}"
-    return refuses_dtype(*tensors)
-
-
 def _warps(block):
     """512 columns to a warp: 16 to a thread, two loads of 16 bytes in half precision."""
     return min(max(block // 512, 1), 16)
@@ -459,12 +452,12 @@ LADDER = [
     Implementation(
         forward_one_pass, backward_one_pass, "one_pass",
         "the whole row in registers, read once; dw summed in registers over many rows",
-        unavailable, refuses_long_rows,
+        unavailable, refuses_longer_rows(REGISTER_COLUMNS),
     ),
     Implementation(
         forward_prefetch, backward_prefetch, "prefetch",
         "as many programs as the GPU holds, each loading rows ahead while it works on one, in both passes",
-        unavailable, refuses_long_rows,
+        unavailable, refuses_longer_rows(REGISTER_COLUMNS),
     ),
     Implementation(
         forward_tuned, backward_tuned, "tuned",

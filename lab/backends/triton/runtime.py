@@ -33,6 +33,17 @@ def refuses_dtype(x: torch.Tensor, *_) -> str | None:
     return None
 
 
+def refuses_longer_rows(columns: int):
+    """An `Implementation.refuses` for rungs that hold a row in registers."""
+
+    def refuses(x: torch.Tensor, *_) -> str | None:
+        if x.shape[-1] > columns:
+            return f"a row of {x.shape[-1]} columns does not fit registers; expected at most {columns}"
+        return refuses_dtype(x)
+
+    return refuses
+
+
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """float64 stays float64; everything else is accumulated in float32."""
     return tl.float64 if dtype == torch.float64 else tl.float32

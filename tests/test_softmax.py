@@ -1,0 +1,134 @@
+"""What is particular to softmax: masked rows, infinities, large numbers, long rows and short ones."""
+
+import math
+
+import pytest
+import torch
+from rules import check_error, check_non_finite, random_grads
+from test_numerics import DEVICE, HALF, HERE, ON_GPU
+
+import lab
+from lab.backends import registry
+from lab.backends.registry import Implementation
+
+SOFTMAX = registry.operator("softmax")
+every = pytest.mark.parametrize("implementation", [rung for rung in HERE if rung.operator == "softmax"], ids=str)
+
+
+def refused(implementation, x) -> bool:
+    return implementation.refuses(*SOFTMAX.canonical(x)) is not None
+
+
+def special_rows(columns: int) -> dict[str, torch.Tensor]:
+    """Rows of `columns` that hold, or are masked by, what is not a number."""
+    row = torch.randn(columns, device=DEVICE)
+    half = torch.arange(columns, device=DEVICE) < columns // 2
+    return {
+        "-inf only": torch.full_like(row, -math.inf),
+        "+inf": row.index_fill(0, torch.tensor([columns // 2], device=DEVICE), math.inf),
+        "NaN": row.index_fill(0, torch.tensor([columns - 1], device=DEVICE), math.nan),
+        "masked at the start": row.masked_fill(half, -math.inf),
+        "masked at the end": row.masked_fill(~half, -math.inf),
+        "all but one masked": torch.full_like(row, -math.inf).index_fill(0, torch.tensor([0], device=DEVICE), 3.0),
+        "both infinities": torch.where(half, -math.inf, math.inf),
+        "ordinary": row,
+    }
+
+
+def check_as_torchs(implementation, columns: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    x = torch.stack(list(special_rows(columns).values()))
+    grads = random_grads(SOFTMAX, (x,), seed)
+    check_non_finite(implementation, (x,), grads)
+    finite = ~torch.softmax(x, -1).isnan().any(-1)
+    ours = lab.get_op("softmax", str(implementation))(x)[finite]
+    assert torch.allclose(ours, torch.softmax(x, -1)[finite], rtol=1e-5, atol=1e-7), str(implementation)
+
+
+@every
+@pytest.mark.parametrize("columns", [2, 8, 100, 2000])
+def test_special_rows_are_as_torchs(implementation, columns, seed):
+    check_as_torchs(implementation, columns, seed)
+
+
+@every
+@pytest.mark.parametrize("columns", [40000, 65537, 131072])
+def test_special_long_rows_are_as_torchs(implementation, columns, seed):
+    """The mask of a row's first half covers whole blocks of the online kernels."""
+    if not refused(implementation, torch.empty(1, columns, device=DEVICE)):
+        check_as_torchs(implementation, columns, seed)
+
+
+@every
+@pytest.mark.parametrize("columns", [65537, 131072])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF[-1]], ids=str)
+def test_long_rows(implementation, columns, dtype, seed):
+    tensors = SOFTMAX.make_inputs((3 if ON_GPU else 1, columns), dtype, DEVICE, seed)
+    if not refused(implementation, *tensors):
+        check_error(implementation, tensors, random_grads(SOFTMAX, tensors, seed))
+
+
+@every
+@pytest.mark.parametrize("columns", [1, 3, 8, 16, 100, 128, 256])
+def test_many_short_rows(implementation, columns, seed):
+    """More rows than a program takes, and a last program that is not full."""
+    tensors = SOFTMAX.make_inputs((1001 if ON_GPU or columns < 16 else 37, columns), torch.float32, DEVICE, seed)
+    check_error(implementation, tensors, random_grads(SOFTMAX, tensors, seed))
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF[0]], ids=str)
+def test_large_numbers_do_not_overflow(implementation, dtype, seed):
+    x = SOFTMAX.make_inputs((4, 300), dtype, DEVICE, seed)[0] * 100
+    x[1] += 60000
+    x[2] -= 60000
+    check_error(implementation, (x,), random_grads(SOFTMAX, (x,), seed))
+    assert not lab.get_op("softmax", str(implementation))(x).isnan().any()
+
+
+def without_maximum(x):
+    e = torch.exp(x)
+    return (e / e.sum(-1, keepdim=True),)
+
+
+def unguarded_online(x, block=16):
+    """The online normalizer, without care for a maximum that is still -inf."""
+    m, s = torch.full_like(x[:, :1], -math.inf), torch.zeros_like(x[:, :1])
+    for part in x.split(block, dim=-1):
+        larger = torch.maximum(m, part.amax(-1, keepdim=True))
+        s = s * torch.exp(m - larger) + torch.exp(part - larger).sum(-1, keepdim=True)
+        m = larger
+    return (torch.exp(x - m) / s,)
+
+
+@pytest.mark.parametrize(
+    "mistake, check",
+    [
+        (without_maximum, lambda wrong: test_large_numbers_do_not_overflow(wrong, torch.float32, 0)),
+        (without_maximum, lambda wrong: check_as_torchs(wrong, 100, 0)),
+        (unguarded_online, lambda wrong: check_as_torchs(wrong, 100, 0)),
+    ],
+)
+def test_mistake_is_caught(mistake, check):
+    backward = registry.ladder("softmax", "torch")[-1].backward
+    registry.register_backend("wrong", {"softmax": Implementation(mistake, backward)})
+    try:
+        with pytest.raises(AssertionError):
+            check(registry.ladder("softmax", "wrong")[0])
+    finally:
+        del registry._ladders["wrong"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "x, kind, says",
+    [
+        (lambda: torch.ones(2, 8, dtype=int, device=DEVICE), TypeError, "x has dtype torch.int64; expected one of"),
+        (lambda: [1.0], TypeError, "x is a list; expected a torch.Tensor"),
+        (lambda: torch.tensor(1.0, device=DEVICE), ValueError, "x has no dimensions; expected at least one"),
+    ],
+)
+def test_bad_input(backend, x, kind, says):
+    with lab.trace() as calls, pytest.raises(kind, match=f"softmax: {says}"):
+        lab.ops.softmax(x(), backend=backend)
+    assert calls == []
