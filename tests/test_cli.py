@@ -122,6 +122,13 @@ def test_python_m_lab_runs_from_anywhere():
     assert done.returncode == 0 and "rmsnorm(x, weight, eps)" in done.stdout and done.stderr == ""
 
 
+@pytest.mark.cpu
+def test_a_reader_that_stops_reading_is_no_error():
+    command = f"{sys.executable} -m lab ops | head -n 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("On ")
+
+
 @pytest.fixture
 def measured(monkeypatch, tmp_path):
     """As if there were a GPU: what is run gives this record."""
