@@ -42,7 +42,7 @@ def reference(operator: Operator, tensors, grads) -> tuple[dict[str, Tensor], di
     wide_grads = tuple(grad.double() for grad in grads)
     gradients = torch.autograd.grad(outputs, wide, wide_grads)
     detached = operator.complete(*(tensor.detach() for tensor in wide))
-    of_outputs, of_gradients = operator.term_sums(detached, wide_grads)
+    of_outputs, of_gradients = operator.term_sums(detached, wide_grads, tensors[0].dtype)
     names = [*operator.outputs, *(f"d{name}" for name in operator.tensors)]
     values = dict(zip(names, [*(output.detach() for output in outputs), *gradients]))
     return values, dict(zip(names, [*of_outputs, *of_gradients]))

@@ -8,6 +8,7 @@ tried at column counts that need no mask, masks at contiguous rows, row strides 
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import re
 import traceback
@@ -44,6 +45,7 @@ class Kind(Enum):
     UNDEFINED = auto()  # NaN where a number is expected
     WRONG = auto()
     WIDE = auto()  # a load or store wider than the block given
+    PROGRAMS = auto()  # more programs than it takes with as many rows each as given
     TRAFFIC = auto()  # more bytes moved than the budget allows
     SLOW = auto()  # a smaller fraction of the bandwidth than the budget asks for
 
@@ -57,7 +59,8 @@ class Violation(NamedTuple):
 class Case:
     """One call. shape, dtype: of the operator's inputs. padding: how much further apart the rows of the first matrix
     are than they are long (each further matrix one more). offset: elements before its first. prepare: changes the
-    random inputs in place. parameters: the other arguments."""
+    random inputs in place. parameters: the other arguments; `block` bounds the lanes of a load, `rows_per_program` asks
+    for that many rows in each program."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -82,8 +85,8 @@ Expectation = Callable[[dict, dict[str, Tensor]], dict[str, Target]]
 @dataclass(frozen=True)
 class Property:
     """name: what a failure is called. says: what is demanded. hint: where to look, and never the answer.
-    kinds: what counts as a failure (None: everything but the budget and the block size). outputs: those looked at
-    (None: all). expectation: instead of the exercise's own."""
+    kinds: what counts as a failure (None: everything but budget, block size and grid). outputs: those looked at (None:
+    all). expectation: instead of the exercise's own."""
 
     name: str
     says: str
@@ -247,12 +250,18 @@ class Examination:
         if "block" in case.parameters and watch.widest > case.parameters["block"]:
             widest = f"the widest load or store has {watch.widest} lanes"
             yield Violation(Kind.WIDE, f"{widest}; the block given has {case.parameters['block']:g}")
+        if per_program := case.parameters.get("rows_per_program"):
+            rows = next(iter(run.outputs.values())).shape[0]
+            asked, enough = math.prod(watch.launches[-1].grid), math.ceil(rows / per_program)
+            if asked > enough:
+                many = f"{asked} programs were launched for {rows} rows"
+                yield Violation(Kind.PROGRAMS, f"{many}; {enough} are enough at {per_program:g} rows each")
         if case is self.exercise.budget.case and watch.regions:
             yield from _over_budget(self.exercise.budget, run, watch)
 
     def violation(self, examined: Property, run: Run) -> Violation | None:
         """What is wrong with this run as far as this property looks at it."""
-        kinds = examined.kinds or frozenset(Kind) - {Kind.WIDE, Kind.TRAFFIC, Kind.SLOW}
+        kinds = examined.kinds or frozenset(Kind) - {Kind.WIDE, Kind.PROGRAMS, Kind.TRAFFIC, Kind.SLOW}
         if found := next((violation for violation in run.violations if violation.kind in kinds), None):
             return found
         if not run.outputs or not kinds & {Kind.WRONG, Kind.UNDEFINED}:

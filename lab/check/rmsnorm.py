@@ -51,7 +51,7 @@ def _forward(operator: Operator) -> Expectation:
         reference = operator.reference(*wide, eps)
         torchs = resolve(operator.name, "torch", tensors[0].device).implementation.forward(*tensors, eps)
         no_grads = tuple(torch.zeros_like(wide[0]) for _ in operator.outputs)
-        terms, _ = operator.term_sums((*wide, eps), no_grads)
+        terms, _ = operator.term_sums((*wide, eps), no_grads, tensors[0].dtype)
         values = (reference,) if isinstance(reference, Tensor) else reference
         found = zip(operator.outputs, values, torchs, terms, strict=False)  # torchs ends with what backward needs
         return {name: allowed_error(value, own, sums) for name, value, own, sums in found}
@@ -65,7 +65,7 @@ def _backward(arguments: dict, outputs: dict[str, Tensor]) -> dict[str, Target]:
     x, weight = x.requires_grad_(), weight.requires_grad_()
     values = torch.autograd.grad(RMSNORM.reference(x, weight, 0.0), (x, weight), dy)
     torchs = resolve("rmsnorm", "torch", x.device).implementation.backward(*given, 0.0)
-    _, terms = RMSNORM.term_sums((x.detach(), weight.detach(), 0.0), (dy,))
+    _, terms = RMSNORM.term_sums((x.detach(), weight.detach(), 0.0), (dy,), given[1].dtype)
     found = zip(("dx", "dw"), values, torchs, terms, strict=True)
     return {name: allowed_error(value, own, sums) for name, value, own, sums in found}
 

@@ -95,7 +95,7 @@ class AddRMSNorm(Operator):
         reads = {"read s" if term == "read x" else term: count for term, count in norm.byte_terms.items()}
         return Cost({"+ ds, per element": elements, **norm.flop_terms}, {"read ds": elements * size, **reads})
 
-    def term_sums(self, args, grads):
+    def term_sums(self, args, grads, dtype):
         x, residual, weight, eps = args
         s, (dy, ds) = x + residual, grads
         dx, dw = norm_backward_term_sums(s, weight, dy, eps)

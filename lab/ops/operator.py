@@ -141,10 +141,12 @@ class Operator(ABC):
         """Work of the pass `direction`: "forward", "backward" or "both"."""
 
     @abstractmethod
-    def term_sums(self, args: tuple, grads: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def term_sums(
+        self, args: tuple, grads: tuple[Tensor, ...], dtype: torch.dtype
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """For float64 arguments and output gradients: for every element of every output, and of every input's
         gradient, the sum of the absolute values of the terms that make it up. The error bound is
-        2 x PyTorch's own error + 4 units of roundoff x this sum."""
+        2 x PyTorch's own error + 4 units of roundoff of `dtype`, the inputs' own, x this sum."""
 
 
 def require_floating(op: str, **tensors: Tensor) -> None:

@@ -137,7 +137,7 @@ class RMSNorm(Operator):
             },
         )
 
-    def term_sums(self, args, grads):
+    def term_sums(self, args, grads, dtype):
         x, weight, eps = args
         return (self.reference(x, weight, eps).abs(),), norm_backward_term_sums(x, weight, grads[0], eps)
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lab.backends.registry import get_op
+from lab.backends.rows import accumulation_dtype
 from lab.ops.operator import Cost, Operator, require_floating, rows_of, seeded
 
 
@@ -107,11 +108,15 @@ class Softmax(Operator):
             {"read y": elements * size, "read dy": elements * size, "write dx": elements * size},
         )
 
-    def term_sums(self, args, grads):
-        # x - m is rounded by u |x - m|, and the exponential passes that on as a relative error: part of y's own size.
+    def term_sums(self, args, grads, dtype):
+        # x - m is rounded by u |x - m|, with the accumulation dtype's u: the exponential makes that a relative error.
         (x,), (dy,) = args, grads
+        if x.shape[-1] == 0:
+            return (x,), (x,)
         y = self.reference(x)
-        size = y * (1 + (x - x.amax(-1, keepdim=True)).abs()) if x.shape[-1] else y
+        unit = torch.finfo(accumulation_dtype(dtype)).eps / torch.finfo(dtype).eps
+        spread = torch.where(y > 0, unit * (x - x.amax(-1, keepdim=True)).abs(), 0)
+        size = y * (1 + spread)
         return (size,), (size * dy.abs() + y * (size * dy.abs()).sum(-1, keepdim=True),)
 
 
