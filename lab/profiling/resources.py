@@ -106,7 +106,7 @@ def _in_own_process(arch: str, names: Sequence[str], shape: tuple[int, ...] | No
 
 
 def compiled_here(name: str, gpu: GPU, shape: tuple[int, ...] | None = None) -> Iterator[Resources]:
-    """The resources of one operator's kernels on `gpu`, compiled in this process, each kernel of a pass once."""
+    """The resources of one operator's kernels on `gpu`, compiled in this process."""
     op = operator(name)
     shape = shape or next(iter(op.shapes.values()))
     dtype = torch.bfloat16 if gpu.capability >= (8, 0) else torch.float16
