@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lab
 from lab.backends import registry
-from lab.backends.registry import Implementation
+from lab.backends.registry import Call, Implementation
 from lab.ops.operator import Operator
 
 
@@ -20,6 +20,12 @@ def outputs_of(result) -> tuple[Tensor, ...]:
 def bound_to(implementation: Implementation):
     """The public function on exactly this implementation."""
     return lab.get_op(implementation.operator, str(implementation))
+
+
+def expected_calls(implementation: Implementation) -> list[Call]:
+    """What a trace of forward and backward holds."""
+    place = implementation.operator, implementation.backend, implementation.rung
+    return [Call(*place, "forward"), *([] if implementation.function else [Call(*place, "backward")])]
 
 
 def run(function, tensors, grads=None) -> dict[str, Tensor]:

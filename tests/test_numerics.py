@@ -13,6 +13,7 @@ from rules import (
     check_many_rows,
     check_no_aliasing,
     check_non_finite,
+    expected_calls,
     passes,
     random_grads,
     reference,
@@ -85,9 +86,8 @@ def test_error_rule(implementation, dtype, seed):
         if not refused(implementation, tensors):
             with lab.trace() as calls:
                 check_error(implementation, tensors, grads)
-            expected = (implementation.operator, implementation.backend, implementation.rung)
-            assert [call[:3] for call in calls[:2]] == [expected] * 2
-            assert [call.direction for call in calls[:2]] == ["forward", "backward"]
+            expected = expected_calls(implementation)
+            assert calls[: len(expected)] == expected
         if ON_GPU:
             torch.cuda.empty_cache()
 

@@ -53,6 +53,8 @@ class Implementation:
     change: one line: what this rung does that the one before did not.
     unavailable(device): why this rung cannot run on that device here, or None if it can.
     refuses(*tensors): why it cannot take these inputs (a row too long, a dtype missing on this GPU), or None.
+    function(*arguments): PyTorch's own differentiable function, if it is one. It then stands for both passes wherever
+        the operator is called, so that torch.compile sees through it; the passes remain for benchmarks and tests.
     """
 
     forward: Callable[..., tuple[torch.Tensor, ...]]
@@ -61,6 +63,7 @@ class Implementation:
     change: str = ""
     unavailable: Callable[[torch.device], str | None] = _no_reason
     refuses: Callable[..., str | None] = _no_reason
+    function: Callable | None = None
     operator: str = ""  # this and the next are set by register_backend
     backend: str = ""
 
@@ -278,6 +281,9 @@ def trace() -> Iterator[list[Call]]:
 
     with lab.trace() as calls:
         model(x)
+
+    Of PyTorch's own functions (`Implementation.function`) the forward pass is noted, as it is called: not the backward
+    pass, which PyTorch runs by itself, and under torch.compile nothing.
     """
     calls: list[Call] = []
     _traces.append(calls)

@@ -1,7 +1,8 @@
-"""The one place where an implementation's two pure passes become a differentiable function.
+"""The one place where an implementation becomes a differentiable function.
 
-Eager mode goes through a `torch.autograd.Function`, the cheapest call that PyTorch offers. Under torch.compile the
-passes are custom operators (`torch.library`), which the compiler keeps whole; their fakes tell it the shapes.
+PyTorch's own function stays as it is. Two pure passes go through a `torch.autograd.Function` in eager mode, the cheapest
+call that PyTorch offers. Under torch.compile they are custom operators (`torch.library`), which the compiler keeps
+whole; their fakes tell it the shapes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,18 @@ class Passes:
 
     def __init__(self, operator: Operator, implementation: Implementation) -> None:
         self.operator, self.implementation = operator, implementation
-        self.eager = _autograd_function(operator, self.forward, self.backward)
-        self.compiled = _custom_operator(operator, implementation, self.forward, self.backward)
+        if own := implementation.function:
+            self.eager, self.compiled = self.noted(own), lambda *args: _tuple(own(*args))
+        else:
+            self.eager = _autograd_function(operator, self.forward, self.backward)
+            self.compiled = _custom_operator(operator, implementation, self.forward, self.backward)
+
+    def noted(self, function: Callable) -> Callable:
+        def call(*args) -> tuple[Tensor, ...]:
+            record_call(self.implementation, "forward")
+            return _tuple(function(*args))
+
+        return call
 
     def forward(self, *args) -> tuple[Tensor, ...]:
         record_call(self.implementation, "forward")
