@@ -1,8 +1,8 @@
 """The one place where an implementation becomes a differentiable function.
 
-PyTorch's own function stays as it is. Two pure passes go through a `torch.autograd.Function` in eager mode, the cheapest
-call that PyTorch offers. Under torch.compile they are custom operators (`torch.library`), which the compiler keeps
-whole; their fakes tell it the shapes.
+PyTorch's own function stays as it is. Two pure passes go through a `torch.autograd.Function` in eager mode: the
+cheapest call that PyTorch offers. Under torch.compile they are custom operators (`torch.library`), which the compiler
+keeps whole; their fakes tell it the shapes.
 """
 
 from __future__ import annotations
