@@ -63,3 +63,13 @@ def test_plot_shows_every_candidate_and_follows_the_record():
     assert moved.svg != shown.svg
     with pytest.raises(ValueError, match="no time"):
         plot(make_record(times), "rmsnorm", (1, 1), "forward")
+
+
+@pytest.mark.parametrize("name", registry.operators())
+def test_the_cost_of_both_passes_is_the_sum_of_each(name):
+    op = registry.operator(name)
+    shape = next(iter(op.shapes.values()))
+    forward, backward, both = (op.cost(shape, torch.bfloat16, way) for way in ("forward", "backward", "both"))
+    assert both.flops == forward.flops + backward.flops and both.bytes == forward.bytes + backward.bytes
+    with pytest.raises(ValueError, match=f"{name}: direction is 'up'; expected forward, backward or both"):
+        op.cost(shape, torch.bfloat16, "up")

@@ -82,16 +82,15 @@ class AddRMSNorm(Operator):
         generator = seeded(device, seed + 1)
         return x, torch.randn(shape, generator=generator, device=device, dtype=dtype), weight
 
-    def cost(self, shape, dtype, direction):
-        if direction == "both":
-            return self.cost(shape, dtype, "forward") + self.cost(shape, dtype, "backward")
-        norm = RMSNORM.cost(shape, dtype, direction)
-        elements, size = shape[0] * shape[1], dtype.itemsize
-        if direction == "forward":
-            return Cost(
-                {"s = x + residual, per element": elements, **norm.flop_terms},
-                {"read residual": elements * size, "write s": elements * size, **norm.byte_terms},
-            )
+    def forward_cost(self, shape, dtype):
+        norm, elements, size = RMSNORM.forward_cost(shape, dtype), shape[0] * shape[1], dtype.itemsize
+        return Cost(
+            {"s = x + residual, per element": elements, **norm.flop_terms},
+            {"read residual": elements * size, "write s": elements * size, **norm.byte_terms},
+        )
+
+    def backward_cost(self, shape, dtype):
+        norm, elements, size = RMSNORM.backward_cost(shape, dtype), shape[0] * shape[1], dtype.itemsize
         reads = {"read s" if term == "read x" else term: count for term, count in norm.byte_terms.items()}
         return Cost({"+ ds, per element": elements, **norm.flop_terms}, {"read ds": elements * size, **reads})
 

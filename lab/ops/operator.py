@@ -137,8 +137,22 @@ class Operator(ABC):
         """Random tensor arguments of that shape; on "meta" tensors without values."""
 
     @abstractmethod
+    def forward_cost(self, shape: tuple[int, ...], dtype: torch.dtype) -> Cost:
+        """Work of the forward pass."""
+
+    @abstractmethod
+    def backward_cost(self, shape: tuple[int, ...], dtype: torch.dtype) -> Cost:
+        """Work of the backward pass."""
+
     def cost(self, shape: tuple[int, ...], dtype: torch.dtype, direction: str) -> Cost:
-        """Work of the pass `direction`: "forward", "backward" or "both"."""
+        """Work of "forward", "backward" or "both". Raises ValueError for another direction."""
+        if direction == "forward":
+            return self.forward_cost(shape, dtype)
+        if direction == "backward":
+            return self.backward_cost(shape, dtype)
+        if direction == "both":
+            return self.forward_cost(shape, dtype) + self.backward_cost(shape, dtype)
+        raise ValueError(f"{self.name}: direction is {direction!r}; expected forward, backward or both")
 
     @abstractmethod
     def term_sums(

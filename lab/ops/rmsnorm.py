@@ -107,20 +107,21 @@ class RMSNorm(Operator):
         weight = torch.randn(shape[-1:], generator=generator, device=device, dtype=dtype)
         return x, weight
 
-    def cost(self, shape, dtype, direction):
-        if direction == "both":
-            return self.cost(shape, dtype, "forward") + self.cost(shape, dtype, "backward")
+    def forward_cost(self, shape, dtype):
         rows, columns = shape
         elements, row, size = rows * columns, columns, dtype.itemsize
-        if direction == "forward":
-            return Cost(
-                {
-                    "square and add, per element": 2 * elements,
-                    "mean, + eps, square root, divide, per row": 4 * rows,
-                    "times r, times w, per element": 2 * elements,
-                },
-                {"read x": elements * size, "read w": row * size, "write y": elements * size},
-            )
+        return Cost(
+            {
+                "square and add, per element": 2 * elements,
+                "mean, + eps, square root, divide, per row": 4 * rows,
+                "times r, times w, per element": 2 * elements,
+            },
+            {"read x": elements * size, "read w": row * size, "write y": elements * size},
+        )
+
+    def backward_cost(self, shape, dtype):
+        rows, columns = shape
+        elements, row, size = rows * columns, columns, dtype.itemsize
         return Cost(
             {
                 "g = w dy; g x and its sum, per element": 3 * elements,

@@ -87,22 +87,23 @@ class Softmax(Operator):
     def make_inputs(self, shape, dtype, device="cpu", seed=0):
         return (torch.randn(shape, generator=seeded(device, seed), device=device, dtype=dtype),)
 
-    def cost(self, shape, dtype, direction):
-        if direction == "both":
-            return self.cost(shape, dtype, "forward") + self.cost(shape, dtype, "backward")
+    def forward_cost(self, shape, dtype):
         rows, columns = shape
         elements, size = rows * columns, dtype.itemsize
-        if direction == "forward":
-            return Cost(
-                {
-                    "maximum, per element": elements,
-                    "x - m, exponential, per element": 2 * elements,
-                    "sum, per element": elements,
-                    "1 / sum, per row": rows,
-                    "times it, per element": elements,
-                },
-                {"read x": elements * size, "write y": elements * size},
-            )
+        return Cost(
+            {
+                "maximum, per element": elements,
+                "x - m, exponential, per element": 2 * elements,
+                "sum, per element": elements,
+                "1 / sum, per row": rows,
+                "times it, per element": elements,
+            },
+            {"read x": elements * size, "write y": elements * size},
+        )
+
+    def backward_cost(self, shape, dtype):
+        rows, columns = shape
+        elements, size = rows * columns, dtype.itemsize
         return Cost(
             {"y dy and its sum, per element": 2 * elements, "dx = y (dy - sum), per element": 2 * elements},
             {"read y": elements * size, "read dy": elements * size, "write dx": elements * size},
