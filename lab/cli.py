@@ -139,6 +139,9 @@ def _resources(arguments: argparse.Namespace, names: list[str]) -> int:
     print("registers of a thread [+ bytes spilled] / KiB of shared memory of a block")
     for name in names:
         rows = [row for row in measured.rows if row.operator == name]
+        if not rows:
+            print(f"\n{name}: no backend has kernels of its own")
+            continue
         shapes = ", ".join(dict.fromkeys("x".join(map(str, row.shape)) for row in rows))
         print(f"\n{name} {shapes}, {' or '.join(dict.fromkeys(row.dtype for row in rows))}")
         print(resources.table(rows).text())

@@ -70,6 +70,21 @@ def test_residual(residual, kind, says):
     assert calls == []
 
 
+@pytest.mark.parametrize(
+    ("gate", "up", "kind", "says"),
+    [
+        (lambda: f32(2, 8), lambda: f32(8), ValueError, r"up has shape \(8,\); expected gate's shape \(2, 8\)"),
+        (lambda: f32(2, 8), lambda: f32(2, 8).half(), TypeError, "up has dtype torch.float16; expected gate's dtype"),
+        (lambda: f32(2, 8).long(), lambda: f32(2, 8), TypeError, "gate has dtype torch.int64; expected one of"),
+        (lambda: f32(1)[0], lambda: f32(1)[0], ValueError, "gate has no dimensions"),
+    ],
+)
+def test_swiglu(gate, up, kind, says):
+    with lab.trace() as calls, pytest.raises(kind, match=f"swiglu: {says}"):
+        lab.ops.swiglu(gate(), up())
+    assert calls == []
+
+
 def test_tensors_on_a_device_where_nothing_runs():
     x = torch.empty(2, 8, device="meta")
     with pytest.raises(BackendUnavailable, match="nothing runs on meta"):
