@@ -28,34 +28,67 @@ def expected_calls(implementation: Implementation) -> list[Call]:
     return [Call(*place, "forward"), *([] if implementation.function else [Call(*place, "backward")])]
 
 
+def is_row_wise(operator: Operator) -> bool:
+    """On (rows, columns): then it is tried on the same shapes as all of its kind."""
+    return operator.dims == ("rows", "columns")
+
+
+def varies(operator: Operator, name: str, tensor: Tensor | None) -> bool:
+    """Whether a tensor argument is there and has a gradient."""
+    return tensor is not None and name not in operator.constants
+
+
 def run(function, tensors, grads=None) -> dict[str, Tensor]:
     """Outputs, and with `grads` the gradients of all tensors, by name."""
     operator = registry.operator(function.__name__)
-    leaves = [tensor.detach().requires_grad_() if grads is not None else tensor for tensor in tensors]
-    outputs = outputs_of(function(*leaves))
+    leaves = {
+        name: tensor.detach().requires_grad_() if grads is not None and varies(operator, name, tensor) else tensor
+        for name, tensor in zip(operator.tensors, tensors)
+    }
+    outputs = outputs_of(function(*leaves.values()))
     found = dict(zip(operator.outputs, outputs))
     if grads is not None:
-        gradients = torch.autograd.grad(outputs, leaves, grads)
-        found |= {f"d{name}": gradient for name, gradient in zip(operator.tensors, gradients)}
+        varying = {name: leaf for name, leaf in leaves.items() if varies(operator, name, leaf)}
+        gradients = torch.autograd.grad(outputs, list(varying.values()), grads)
+        found |= {f"d{name}": gradient for name, gradient in zip(varying, gradients)}
     return {name: tensor.detach() for name, tensor in found.items()}
 
 
+def widened(tensors) -> list[Tensor | None]:
+    """In float64, but for indices."""
+    return [
+        tensor.detach().double() if tensor is not None and tensor.is_floating_point() else tensor for tensor in tensors
+    ]
+
+
+def values_of(operator: Operator, tensors, grads) -> dict[str, Tensor]:
+    """Float64 results of the contract's mathematics: outputs, and gradients for those of the outputs."""
+    named = dict(zip(operator.tensors, tensors))
+    wide = dict(zip(named, widened(tensors)))
+    varying = [name for name, tensor in named.items() if varies(operator, name, tensor)]
+    leaves = wide | {name: wide[name].clone().requires_grad_() for name in varying}
+    outputs = outputs_of(operator.reference(*operator.complete(*leaves.values())))
+    gradients = torch.autograd.grad(outputs, [leaves[name] for name in varying], [grad.double() for grad in grads])
+    names = [*operator.outputs, *(f"d{name}" for name in varying)]
+    return dict(zip(names, [*(output.detach() for output in outputs), *gradients]))
+
+
 def reference(operator: Operator, tensors, grads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Float64 results of the contract's mathematics, and for each the sum of the absolute values of its terms."""
-    wide = [tensor.detach().double().requires_grad_() for tensor in tensors]
-    args = operator.complete(*wide)
-    outputs = outputs_of(operator.reference(*args))
+    """`values_of`, and for each the sum of the absolute values of its terms."""
     wide_grads = tuple(grad.double() for grad in grads)
-    gradients = torch.autograd.grad(outputs, wide, wide_grads)
-    detached = operator.complete(*(tensor.detach() for tensor in wide))
-    of_outputs, of_gradients = operator.term_sums(detached, wide_grads, tensors[0].dtype)
-    names = [*operator.outputs, *(f"d{name}" for name in operator.tensors)]
-    values = dict(zip(names, [*(output.detach() for output in outputs), *gradients]))
-    return values, dict(zip(names, [*of_outputs, *of_gradients]))
+    args = operator.complete(*widened(tensors))
+    of_outputs, of_tensors = operator.term_sums(args, wide_grads, tensors[0].dtype)
+    terms = dict(zip([*operator.outputs, *(f"d{name}" for name in operator.tensors)], [*of_outputs, *of_tensors]))
+    values = values_of(operator, tensors, grads)
+    return values, {name: terms[name] for name in values}
+
+
+def on_meta(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None else tensor.to("meta")
 
 
 def random_grads(operator: Operator, tensors, seed: int) -> tuple[Tensor, ...]:
-    outputs = outputs_of(operator.reference(*operator.complete(*(tensor.to("meta") for tensor in tensors))))
+    outputs = outputs_of(operator.reference(*operator.complete(*map(on_meta, tensors))))
     generator = torch.Generator(tensors[0].device).manual_seed(seed + 17)
     return tuple(
         torch.randn(output.shape, generator=generator, dtype=output.dtype, device=tensors[0].device)
@@ -141,16 +174,19 @@ class Poison(TorchDispatchMode):
 
 
 def passes(implementation: Implementation, tensors, grads) -> dict[str, Tensor]:
-    """As `run`, but calling the two pure passes, without autograd and its threads."""
+    """As `run`, but calling the two pure passes, without autograd and its threads, where there are any."""
+    if not implementation.has_passes:
+        return run(bound_to(implementation), tensors, grads)
     operator = registry.operator(implementation.operator)
     canonical = operator.canonical(*tensors)
     parameters = operator.complete(*tensors)[len(tensors) :]
-    shapes = [like.shape for like in operator.like_forward(*(tensor.to("meta") for tensor in canonical))]
+    shapes = [like.shape for like in operator.like_forward(*map(on_meta, canonical))]
     grads = operator.canonical_grads(*(grad.reshape(shape) for grad, shape in zip(grads, shapes)))
     results = implementation.forward(*canonical, *parameters)
     gradients = implementation.backward(*grads, *operator.saved(canonical, results), *parameters)
     names = [*operator.outputs, *operator.residuals, *(f"d{name}" for name in operator.tensors)]
-    return dict(zip(names, [*results, *operator.gradients(*gradients)]))
+    found = dict(zip(names, [*results, *operator.gradients(*gradients)]))
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def check_all_written(implementation: Implementation, tensors, grads) -> None:
@@ -161,9 +197,10 @@ def check_all_written(implementation: Implementation, tensors, grads) -> None:
 
 
 def check_inputs_unmodified(implementation: Implementation, tensors, grads) -> None:
-    before = [tensor.clone() for tensor in (*tensors, *grads)]
+    given = [tensor for tensor in (*tensors, *grads) if tensor is not None]
+    before = [tensor.clone() for tensor in given]
     passes(implementation, tensors, grads)
-    for tensor, copy in zip((*tensors, *grads), before):
+    for tensor, copy in zip(given, before):
         assert torch.equal(tensor, copy), f"{implementation}: an input of shape {tuple(tensor.shape)} was modified"
 
 
@@ -175,12 +212,12 @@ def check_no_aliasing(implementation: Implementation, tensors, grads) -> None:
 
     operator = registry.operator(implementation.operator)
     first, second = (run(bound_to(implementation), tensors, grads) for _ in range(2))
-    given = memory([*tensors, *grads])
+    given = memory(tensor for tensor in (*tensors, *grads) if tensor is not None)
     assert not memory(first.values()) & given, f"{implementation}: a result shares memory with an input"
     assert not memory(first.values()) & memory(second.values()), f"{implementation}: two calls share memory"
     outputs = [first[name] for name in operator.outputs]
     assert len(memory(outputs)) == len(outputs), f"{implementation}: two outputs share memory"
-    gradients = [first[f"d{name}"] for name in operator.tensors]
+    gradients = [tensor for name, tensor in first.items() if name not in operator.outputs]
     assert not memory(outputs) & memory(gradients), f"{implementation}: a gradient shares memory with an output"
 
 
@@ -189,7 +226,7 @@ def check_non_finite(implementation: Implementation, tensors, grads) -> None:
     (Its fused GPU kernel turns all of a row with an infinity into NaN for some numbers of columns, and not for others.)
     """
     ours = run(bound_to(implementation), tensors, grads)
-    on_cpu = [[tensor.cpu() for tensor in each] for each in (tensors, grads)]
+    on_cpu = [[tensor if tensor is None else tensor.cpu() for tensor in each] for each in (tensors, grads)]
     theirs = run(lab.get_op(implementation.operator, "torch"), *on_cpu)
     for name, tensor in theirs.items():
         for kind in (torch.isnan, torch.isposinf, torch.isneginf):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rules import expected_calls, random_grads, run
+from rules import expected_calls, is_row_wise, random_grads, run
 from test_numerics import HERE
 
 import lab
@@ -34,7 +34,8 @@ def compiled(function):
 @every
 def test_same_results_and_same_kernels(implementation, seed):
     operator = registry.operator(implementation.operator)
-    tensors = operator.make_inputs((2, 3, 64), torch.float32, DEVICE, seed)
+    shape = (2, 3, 64) if is_row_wise(operator) else operator.trial_shapes[1]
+    tensors = operator.make_inputs(shape, torch.float32, DEVICE, seed)
     grads = random_grads(operator, tensors, seed)
     function = lab.get_op(operator.name, str(implementation))
     eager = run(function, tensors, grads)
@@ -58,9 +59,10 @@ def test_the_compiler_sees_through_pytorchs_own_functions(backend, opaque):
     for op in registry.operators():
         if not registry.ladder(op, backend):
             continue
-        function = lab.get_op(op, backend)
+        function, operator = lab.get_op(op, backend), registry.operator(op)
+        shape = (5, 64) if is_row_wise(operator) else operator.trial_shapes[1]
         torch.compile(lambda *args, f=function: f(*args), fullgraph=True, backend=look)(
-            *registry.operator(op).make_inputs((5, 64), torch.float32, DEVICE, 0)
+            *operator.make_inputs(shape, torch.float32, DEVICE, 0)
         )
         assert any(f"lab.{op}_" in name for name in seen) == opaque, (op, seen)
 
@@ -68,7 +70,8 @@ def test_the_compiler_sees_through_pytorchs_own_functions(backend, opaque):
 @every
 def test_without_gradients(implementation, seed):
     operator = registry.operator(implementation.operator)
-    tensors = operator.make_inputs((5, 64), torch.float32, DEVICE, seed)
+    shape = (5, 64) if is_row_wise(operator) else operator.trial_shapes[1]
+    tensors = operator.make_inputs(shape, torch.float32, DEVICE, seed)
     function = lab.get_op(operator.name, str(implementation))
     with torch.no_grad():
         for name, value in run(function, tensors).items():

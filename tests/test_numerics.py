@@ -14,10 +14,13 @@ from rules import (
     check_no_aliasing,
     check_non_finite,
     expected_calls,
+    is_row_wise,
     passes,
     random_grads,
     reference,
     run,
+    values_of,
+    varies,
 )
 
 import lab
@@ -44,6 +47,7 @@ def runs_here(implementation: Implementation) -> bool:
 HERE = [rung for rung in EVERYTHING if runs_here(rung)]
 BEST = {(op, backend): ladder[-1] for op in registry.operators() for backend in registry.backends()
         if (ladder := [rung for rung in registry.ladder(op, backend) if rung in HERE])}  # fmt: skip
+BEST_ON_ROWS = [rung for (op, _), rung in BEST.items() if is_row_wise(registry.operator(op))]
 every = pytest.mark.parametrize("implementation", HERE, ids=lambda rung: f"{rung.operator}-{rung}")
 
 
@@ -62,8 +66,10 @@ def refused(implementation: Implementation, tensors) -> bool:
     return reason is not None
 
 
-def shapes_to_try() -> list[tuple[int, int]]:
+def shapes_to_try(operator) -> list[tuple[int, ...]]:
     """On a GPU every combination; in the interpreter, 1000 rows up to 1000 columns and few rows of the longest."""
+    if not is_row_wise(operator):
+        return list(operator.trial_shapes)
     every_shape = [(rows, columns) for columns in COLUMNS for rows in ROWS]
     if ON_GPU:
         return every_shape
@@ -79,8 +85,9 @@ def test_something_runs_here():
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
 def test_error_rule(implementation, dtype, seed):
-    for shape in shapes_to_try():
-        if not ON_GPU and dtype != torch.float32 and shape[0] * shape[1] > 5000:
+    operator = registry.operator(implementation.operator)
+    for shape in shapes_to_try(operator):
+        if is_row_wise(operator) and not ON_GPU and dtype != torch.float32 and shape[0] * shape[1] > 5000:
             continue
         tensors, grads = inputs(implementation, shape, dtype, seed)
         if not refused(implementation, tensors):
@@ -93,29 +100,33 @@ def test_error_rule(implementation, dtype, seed):
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("best", BEST.values(), ids=str)
+@pytest.mark.parametrize("best", BEST_ON_ROWS, ids=str)
 @pytest.mark.parametrize("columns", [129, 1000])
 def test_a_thousand_rows_in_the_interpreter(best, columns, seed):
     check_error(best, *inputs(best, (1000, columns), torch.float32, seed))
 
 
 @every
-@pytest.mark.parametrize("shape", [(3, 5), (2, 33), (5, 1)], ids=str)
-def test_gradcheck_in_float64(implementation, shape, seed):
-    tensors, _ = inputs(implementation, shape, torch.float64, seed)
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-    atomic = "fused" in implementation.rung  # sums in another order on every run
-    assert torch.autograd.gradcheck(bound_to(implementation), leaves, nondet_tol=1e-12 if atomic else 0.0)
+def test_gradcheck_in_float64(implementation, seed):
+    operator = registry.operator(implementation.operator)
+    for shape in [(3, 5), (2, 33), (5, 1)] if is_row_wise(operator) else operator.tiny_shapes:
+        tensors, _ = inputs(implementation, shape, torch.float64, seed)
+        for name, tensor in zip(operator.tensors, tensors):
+            tensor.requires_grad_(varies(operator, name, tensor))
+        atomic = "fused" in implementation.rung  # sums in another order on every run
+        assert torch.autograd.gradcheck(bound_to(implementation), tensors, nondet_tol=1e-12 if atomic else 0.0)
 
 
 @every
-@pytest.mark.parametrize("columns", [129, 4096] if ON_GPU else [129, 2000])
-def test_float64_stays_float64(implementation, columns, seed):
-    tensors, grads = inputs(implementation, (3, columns), torch.float64, seed)
-    expected, terms = reference(registry.operator(implementation.operator), tensors, grads)
-    found = run(bound_to(implementation), tensors, grads)
-    for name, value in expected.items():
-        assert ((found[name] - value).abs() <= 1e-12 * (terms[name] + 1e-300)).all(), f"{implementation}: {name}"
+def test_float64_stays_float64(implementation, seed):
+    operator = registry.operator(implementation.operator)
+    on_rows = [(3, 129), (3, 4096 if ON_GPU else 2000)]
+    for shape in on_rows if is_row_wise(operator) else operator.trial_shapes:
+        tensors, grads = inputs(implementation, shape, torch.float64, seed)
+        expected, terms = reference(operator, tensors, grads)
+        found = run(bound_to(implementation), tensors, grads)
+        for name, value in expected.items():
+            assert ((found[name] - value).abs() <= 1e-12 * (terms[name] + 1e-300)).all(), f"{implementation}: {name}"
 
 
 def of_rows(relayout):
@@ -138,31 +149,34 @@ LAYOUTS = {  # the values of a tensor, laid out in memory as a caller may come w
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, HALF[-1]], ids=str)
 def test_layouts(implementation, dtype, seed):
-    shapes = {"contiguous": [(), (2, 1, 3)], "permuted": [(2, 3)]}
+    operator = registry.operator(implementation.operator)
+    leads = {"contiguous": [(), (2, 1, 3)], "permuted": [(2, 3)]}
     for name, relayout in LAYOUTS.items():
-        for lead in shapes.get(name, [(3,)]):
-            for columns in (129, 1024):
-                tensors, grads = inputs(implementation, (*lead, columns), dtype, seed)
-                tensors = [relayout(tensor) for tensor in tensors]
-                try:
-                    check_error(implementation, tensors, grads)
-                    spread = [torch.stack([grad, grad], dim=-1)[..., 0] for grad in grads]  # a column stride of 2
-                    check_error(implementation, tensors, spread)
-                    flat = [grad[..., :1].expand(grad.shape) for grad in grads]  # of 0
-                    check_error(implementation, tensors, flat)
-                except AssertionError as error:
-                    raise AssertionError(f"{name}: {error}") from error
+        on_rows = [(*lead, columns) for lead in leads.get(name, [(3,)]) for columns in (129, 1024)]
+        for shape in on_rows if is_row_wise(operator) else operator.trial_shapes[:3]:
+            tensors, grads = inputs(implementation, shape, dtype, seed)
+            tensors = [relayout(tensor) for tensor in tensors]
+            try:
+                check_error(implementation, tensors, grads)
+                spread = [torch.stack([grad, grad], dim=-1)[..., 0] for grad in grads]  # a column stride of 2
+                check_error(implementation, tensors, spread)
+                flat = [grad[..., :1].expand(grad.shape) if grad.dim() else grad for grad in grads]  # of 0
+                check_error(implementation, tensors, flat)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}") from error
 
 
 @every
-@pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0), (2, 0, 8)], ids=str)
-def test_empty(implementation, shape):
+def test_empty(implementation):
     operator = registry.operator(implementation.operator)
-    tensors = operator.make_inputs(shape, torch.float32, DEVICE, 0)
-    grads = random_grads(operator, tensors, 0)
-    for name, tensor in run(bound_to(implementation), tensors, grads).items():
-        like = dict(zip([f"d{each}" for each in operator.tensors], tensors)).get(name, tensors[0])
-        assert tensor.shape == like.shape and (tensor == 0).all(), name
+    on_rows = [(0, 8), (3, 0), (0, 0), (2, 0, 8)]
+    for shape in on_rows if is_row_wise(operator) else [(0, *operator.trial_shapes[1][1:])]:
+        tensors = operator.make_inputs(shape, torch.float32, DEVICE, 0)
+        grads = random_grads(operator, tensors, 0)
+        expected = values_of(operator, tensors, grads)
+        for name, tensor in run(bound_to(implementation), tensors, grads).items():
+            assert tensor.shape == expected[name].shape and tensor.dtype == torch.float32, (name, shape)
+            assert torch.equal(tensor.double().nan_to_num(), expected[name].nan_to_num()), (name, shape)
 
 
 CHECKS = {
@@ -175,24 +189,35 @@ CHECKS = {
 @every
 @pytest.mark.parametrize("check", CHECKS, ids=str)
 def test_memory(implementation, check, seed):
-    for shape in ((3, 129), (5, 1024), (2, 5000)):
+    operator = registry.operator(implementation.operator)
+    for shape in ((3, 129), (5, 1024), (2, 5000)) if is_row_wise(operator) else operator.trial_shapes:
         for dtype in (torch.float32, HALF[-1]):
             CHECKS[check](implementation, *inputs(implementation, shape, dtype, seed))
 
 
 @every
 def test_gradients_of_leaves_are_their_own(implementation, seed):
-    tensors, grads = inputs(implementation, (3, 64), torch.float32, seed)
-    leaves = [tensor.requires_grad_() for tensor in tensors]
-    outputs = bound_to(implementation)(*leaves)
+    operator = registry.operator(implementation.operator)
+    shape = (3, 64) if is_row_wise(operator) else operator.trial_shapes[1]
+    tensors, grads = inputs(implementation, shape, torch.float32, seed)
+    for name, tensor in zip(operator.tensors, tensors):
+        tensor.requires_grad_(varies(operator, name, tensor))
+    outputs = bound_to(implementation)(*tensors)
     torch.autograd.backward(outputs, grads if isinstance(outputs, tuple) else grads[0])
-    memory = [leaf.grad.untyped_storage().data_ptr() for leaf in leaves]
+    memory = [leaf.grad.untyped_storage().data_ptr() for leaf in tensors if leaf.requires_grad]
     assert len(set(memory)) == len(memory)
 
 
 @every
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_non_finite_inputs(implementation, value, seed):
+    if not is_row_wise(registry.operator(implementation.operator)):
+        tensors, grads = inputs(
+            implementation, registry.operator(implementation.operator).trial_shapes[1], torch.float32, seed
+        )
+        tensors[0].view(-1)[tensors[0].numel() // 2] = math.nan
+        check_non_finite(implementation, tensors, grads)
+        return
     for columns in (65, 1024):
         tensors, grads = inputs(implementation, (4, columns), torch.float32, seed)
         tensors[0][1, columns // 2] = value
@@ -233,7 +258,7 @@ def test_kernels_on_the_gpu_are_ours(best, seed):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("best", [rung for rung in BEST.values() if rung.backend != "torch"], ids=str)
+@pytest.mark.parametrize("best", [rung for rung in BEST_ON_ROWS if rung.backend != "torch"], ids=str)
 def test_more_than_2_to_the_31_elements(best, seed, tmp_path_factory):
     if torch.cuda.get_device_properties(0).total_memory < 70e9:
         pytest.skip("needs 70 GB of GPU memory")
@@ -244,7 +269,7 @@ def test_more_than_2_to_the_31_elements(best, seed, tmp_path_factory):
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("best", BEST.values(), ids=str)
+@pytest.mark.parametrize("best", BEST_ON_ROWS, ids=str)
 def test_many_rows_are_checked_as_more_than_2_to_the_31_elements_are(best, seed):
     """The check of the test above, where it can run anywhere."""
     check_many_rows(best, (37, 8), torch.float32, DEVICE, seed, chunk=10)

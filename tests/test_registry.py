@@ -138,7 +138,7 @@ def test_bad_choices(choice, says):
 
 
 def test_unknown_operator():
-    with pytest.raises(ValueError, match="unknown operator 'nothing'; expected one of add_rmsnorm, rmsnorm"):
+    with pytest.raises(ValueError, match="unknown operator 'nothing'; expected one of add_rmsnorm, attention, "):
         lab.get_op("nothing")
 
 

@@ -42,6 +42,10 @@ def _no_reason(*_) -> str | None:
     return None
 
 
+def _no_pass(*_) -> tuple[torch.Tensor, ...]:
+    raise NotImplementedError("PyTorch's own function is all that there is: it has no passes of its own")
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One rung: the two passes of an operator as pure functions, tensors in and tensors out, with no autograd.
@@ -54,11 +58,11 @@ class Implementation:
     unavailable(device): why this rung cannot run on that device here, or None if it can.
     refuses(*tensors): why it cannot take these inputs (a row too long, a dtype missing on this GPU), or None.
     function(*arguments): PyTorch's own differentiable function, if it is one. It then stands for both passes wherever
-        the operator is called, so that torch.compile sees through it; the passes remain for benchmarks and tests.
+        the operator is called, so that torch.compile sees through it; passes, if given, are for benchmarks and tests.
     """
 
-    forward: Callable[..., tuple[torch.Tensor, ...]]
-    backward: Callable[..., tuple[torch.Tensor, ...]]
+    forward: Callable[..., tuple[torch.Tensor, ...]] = _no_pass
+    backward: Callable[..., tuple[torch.Tensor, ...]] = _no_pass
     rung: str = "best"
     change: str = ""
     unavailable: Callable[[torch.device], str | None] = _no_reason
@@ -66,6 +70,10 @@ class Implementation:
     function: Callable | None = None
     operator: str = ""  # this and the next are set by register_backend
     backend: str = ""
+
+    @property
+    def has_passes(self) -> bool:
+        return self.forward is not _no_pass
 
     def __str__(self) -> str:
         return f"{self.backend}:{self.rung}"

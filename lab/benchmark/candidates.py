@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,7 @@ class Inputs:
         self.workload, self.op = workload, operator(workload.operator)
         self.tensors = self.op.make_inputs(workload.shape, workload.torch_dtype, device, seed)
         self.parameters = self.op.complete(*self.tensors)[len(self.tensors) :]
+        self.varying = [name not in self.op.constants for name in self.op.tensors]  # which tensors have a gradient
         outputs = _as_tuple(self.op.reference(*(tensor.to("meta") for tensor in self.tensors), *self.parameters))
         generator = torch.Generator(device).manual_seed(seed + 1000)
         self.grads = tuple(
@@ -65,11 +66,18 @@ class Inputs:
     @property
     def names(self) -> list[str]:
         """What a call returns, in order."""
-        outputs, gradients = list(self.op.outputs), [f"d{name}" for name in self.op.tensors]
+        outputs, gradients = list(self.op.outputs), self.gradient_names
         return {"forward": outputs, "backward": gradients, "both": outputs + gradients}[self.workload.direction]
 
+    @property
+    def gradient_names(self) -> list[str]:
+        return [f"d{name}" for name, varies in zip(self.op.tensors, self.varying) if varies]
+
     def call_of(self, implementation: Implementation) -> Call:
-        """The timed call of one of our rungs."""
+        """The timed call of one of our rungs: its passes, or PyTorch's own function where it has none."""
+        if not implementation.has_passes:
+            assert implementation.function is not None
+            return self.call_of_peer(implementation.function)
         op, parameters = self.op, self.parameters
         tensors = op.canonical(*self.tensors)
         shapes = [like.shape for like in op.like_forward(*(tensor.to("meta") for tensor in tensors))]
@@ -82,14 +90,14 @@ class Inputs:
         def both() -> tuple[Tensor, ...]:
             results = implementation.forward(*tensors, *parameters)
             gradients = implementation.backward(*grads, *op.saved(tensors, results), *parameters)
-            return *results[:n_outputs], *op.gradients(*gradients)
+            return *results[:n_outputs], *_there(op.gradients(*gradients))
 
         if self.workload.direction == "forward":
             return forward
         if self.workload.direction == "both":
             return both
         saved = op.saved(tensors, implementation.forward(*tensors, *parameters))
-        return lambda: op.gradients(*implementation.backward(*grads, *saved, *parameters))
+        return lambda: _there(op.gradients(*implementation.backward(*grads, *saved, *parameters)))
 
     def call_of_peer(self, fn: Callable) -> Call:
         """The timed call of a differentiable function with the operator's public signature."""
@@ -102,16 +110,27 @@ class Inputs:
                     return _as_tuple(fn(*tensors, *parameters))
 
             return forward
-        leaves = tuple(tensor.detach().requires_grad_() for tensor in self.tensors)
+        leaves = self.leaves(self.tensors)
+        varying = [leaf for leaf, varies in zip(leaves, self.varying) if varies]
 
         def both() -> tuple[Tensor, ...]:
             outputs = _as_tuple(fn(*leaves, *parameters))
-            return *outputs, *torch.autograd.grad(outputs, leaves, grads)
+            return *outputs, *torch.autograd.grad(outputs, varying, grads)
 
         if self.workload.direction == "both":
             return both
         outputs = _as_tuple(fn(*leaves, *parameters))
-        return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
+        return lambda: torch.autograd.grad(outputs, varying, grads, retain_graph=True)
+
+    def leaves(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors as arguments whose gradient is wanted, where they have one."""
+        return tuple(
+            tensor.detach().requires_grad_() if varies else tensor for tensor, varies in zip(tensors, self.varying)
+        )
+
+
+def _there(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    return tuple(gradient for gradient in gradients if gradient is not None)
 
 
 def _as_tuple(outputs) -> tuple[Tensor, ...]:
@@ -139,7 +158,7 @@ class Expected:
         """Tensors and output gradients in float64, at those rows."""
         split = self.per_row or [False] * len(self.inputs.tensors)
         tensors = [
-            (tensor[rows] if by_row and rows is not None else tensor).double()
+            _widened(tensor[rows] if by_row and rows is not None else tensor)
             for tensor, by_row in zip(self.inputs.tensors, split, strict=True)
         ]
         grads = [(grad if rows is None else grad[rows]).double() for grad in self.inputs.grads]
@@ -151,28 +170,29 @@ class Expected:
         yield from zip(self.inputs.op.outputs, outputs, strict=True)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
-        names = [f"d{name}" for name in self.inputs.op.tensors]
+        names = self.inputs.gradient_names
         sampled = self._gradients_at(self.rows)
         if self.per_row is None:
             yield from zip(names, sampled, strict=True)
             return
+        per_row = [by_row for by_row, varies in zip(self.per_row, self.inputs.varying) if varies]
         totals = [torch.zeros_like(gradient) for gradient in sampled]
         count = self.inputs.workload.shape[0]
         step = max(1, CHUNK * count // max(tensor.numel() for tensor in self.inputs.tensors))
-        if not all(self.per_row):
+        if not all(per_row):
             for start in range(0, count, step):
                 chunk = self._gradients_at(slice(start, start + step))
-                for total, gradient, by_row in zip(totals, chunk, self.per_row, strict=True):
+                for total, gradient, by_row in zip(totals, chunk, per_row, strict=True):
                     if not by_row:
                         total += gradient
-        for name, here, total, by_row in zip(names, sampled, totals, self.per_row, strict=True):
+        for name, here, total, by_row in zip(names, sampled, totals, per_row, strict=True):
             yield name, here if by_row else total
 
     def _gradients_at(self, rows: Tensor | slice | None) -> tuple[Tensor, ...]:
         tensors, grads = self._picked(rows)
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+        leaves = self.inputs.leaves(tensors)
         outputs = _as_tuple(self.inputs.op.reference(*leaves, *self.inputs.parameters))
-        return torch.autograd.grad(outputs, leaves, grads)
+        return torch.autograd.grad(outputs, [leaf for leaf in leaves if leaf.requires_grad], grads)
 
     def check(self, results: tuple[Tensor, ...]) -> None:
         """Raise WrongResult unless `results`, of a call of these inputs, are about right in every element compared."""
@@ -195,8 +215,13 @@ class Expected:
                 )
 
     def _has_rows(self, name: str) -> bool:
-        gradients = [f"d{tensor}" for tensor in self.inputs.op.tensors]
-        return name not in gradients or (self.per_row or [])[gradients.index(name)]
+        if name not in self.inputs.gradient_names:
+            return True
+        return (self.per_row or [])[self.inputs.op.tensors.index(name.removeprefix("d"))]
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _per_row(op: Operator, shape: tuple[int, ...], inputs: Inputs) -> list[bool] | None:

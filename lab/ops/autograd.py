@@ -119,7 +119,7 @@ def _custom_operator(
     examples = tuple(torch.empty(1, 1, device="meta") for _ in names)
     results = operator.like_forward(*examples)
     saved = operator.saved(examples, results)
-    n_saved, n_grads = len(saved), len(operator.like_backward(*saved))
+    n_saved, n_grads = len(saved), len(operator.like_backward(*results[:n_outputs], *saved))
     grad_names = [f"grad{i}" for i in range(n_outputs)]
     saved_names = [f"saved{i}" for i in range(n_saved)]
 
@@ -133,7 +133,7 @@ def _custom_operator(
         schema=schema(grad_names + saved_names, n_grads),
     )
     forward_op.register_fake(lambda *args: _bare(operator.like_forward(*args[:n_tensors])))
-    backward_op.register_fake(lambda *args: _bare(operator.like_backward(*args[n_outputs : n_outputs + n_saved])))
+    backward_op.register_fake(lambda *args: _bare(operator.like_backward(*args[: n_outputs + n_saved])))
 
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(*operator.saved(inputs[:n_tensors], _tuple(output)))

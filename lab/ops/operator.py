@@ -53,19 +53,26 @@ class Operator(ABC):
     """An operator's contract: signature, checks, reference mathematics, inputs to try it on, cost and error bound.
 
     name: as registered.
-    tensors: names of the tensor arguments, in order.
+    tensors: names of the tensor arguments, in order. optional: those that may be None. constants: those that have no
+        gradient, such as indices.
     outputs: names of the outputs.
     residuals: names of what `forward` returns after the outputs, for the backward pass.
     dims: names of the dimensions of a *shape* of this operator, such as ("rows", "columns").
     shapes: named shapes; those of Llama-3-8B first.
+    tiny_shapes, trial_shapes: what tests try; tiny ones for gradients by finite differences, of a few elements, and odd
+        ones. Of an operator on (rows, columns) the tests have their own.
     """
 
     name: str
     tensors: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    constants: tuple[str, ...] = ()
     outputs: tuple[str, ...]
     residuals: tuple[str, ...] = ()
     dims: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
+    tiny_shapes: tuple[tuple[int, ...], ...] = ()
+    trial_shapes: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def signature(self) -> inspect.Signature:
@@ -73,7 +80,7 @@ class Operator(ABC):
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the arguments after the tensors: floats that a kernel takes as compile-time constants."""
+        """Names of the arguments after the tensors: numbers and flags, for a kernel compile-time constants."""
         return tuple(self.signature.parameters)[len(self.tensors) :]
 
     def complete(self, *args, **kwargs) -> tuple:
@@ -117,15 +124,15 @@ class Operator(ABC):
         """What `backward` takes after the outputs' gradients, out of canonical inputs and what `forward` returned."""
 
     @abstractmethod
-    def like_backward(self, *saved: Tensor) -> tuple[Tensor, ...]:
-        """Empty tensors of the shapes and dtypes that `backward` returns."""
+    def like_backward(self, *grads_and_saved: Tensor) -> tuple[Tensor, ...]:
+        """Empty tensors of the shapes and dtypes that `backward` returns, for the tensors that it takes."""
 
     def canonical_grads(self, *grads: Tensor) -> tuple[Tensor, ...]:
         """The outputs' gradients as `backward` takes them."""
         return tuple(grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads)
 
     def gradients(self, *results: Tensor) -> tuple[Tensor, ...]:
-        """What `backward` returned, as one gradient for each tensor argument."""
+        """What `backward` returned, as one gradient for each tensor argument; None for a constant."""
         return results
 
     # What tests and benchmarks need -----------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class RMSNorm(Operator):
     def saved(self, tensors, results):
         return *tensors, results[1]
 
-    def like_backward(self, x, weight, rstd):
+    def like_backward(self, dy, x, weight, rstd):
         return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
 
     def make_inputs(self, shape, dtype, device="cpu", seed=0):

@@ -68,7 +68,7 @@ class SwiGLU(Operator):
     def saved(self, tensors, results):
         return tensors
 
-    def like_backward(self, gate, up):
+    def like_backward(self, dy, gate, up):
         like = torch.empty_like(gate, memory_format=torch.contiguous_format)
         return like, torch.empty_like(like)
 

@@ -72,15 +72,16 @@ def measure(
     architectures: Sequence[str] = tuple(ARCHITECTURES),
     progress: bool = True,
 ) -> Published:
-    """Compile every kernel of every rung of the operators `names` (default: all), both passes, at `shape` (default: the
-    first that the operator names), in bfloat16 (float16 where the architecture lacks it).
+    """Compile every kernel of every rung of the operators `names` (default: all that `shape` fits), both passes, at
+    `shape` (default: the first that the operator names), in bfloat16 (float16 where the architecture lacks it).
 
     Raises ValueError for unknown names or a shape of the wrong length, ResourceError if a kernel does not compile.
     """
     for name in names:
         if shape is not None and len(shape) != len(dims := operator(name).dims):
             raise ValueError(f"shape is {'x'.join(map(str, shape))}; {name} has {len(dims)} sizes: {', '.join(dims)}")
-    names = [operator(name).name for name in names] or list(operators())
+    fitting = [name for name, op in operators().items() if shape is None or len(shape) == len(op.dims)]
+    names = [operator(name).name for name in names] or fitting
     if unknown := set(architectures) - set(ARCHITECTURES):
         raise ValueError(f"unknown architecture {min(unknown)!r}; expected one of {', '.join(ARCHITECTURES)}")
     bar = tqdm(total=len(architectures), unit="arch", disable=not progress, file=sys.stderr, ncols=80)
@@ -112,6 +113,8 @@ def compiled_here(name: str, gpu: GPU, shape: tuple[int, ...] | None = None) -> 
     dtype = torch.bfloat16 if gpu.capability >= (8, 0) else torch.float16
     tensors = op.canonical(*op.make_inputs(shape, dtype, "meta"))
     for implementation in implementations(name):
+        if implementation.function:  # PyTorch's kernels, not ours
+            continue
         with assume(gpu):
             reason = implementation.unavailable(torch.device("cuda"))
             if reason and "compute capability" not in reason:
