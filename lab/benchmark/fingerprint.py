@@ -3,7 +3,8 @@ written.
 
 It covers every launch on a workload: the text of the kernel and of what it calls (without comments, docstrings and
 formatting), its grid, arguments and compile-time constants. So a kernel, a block size or a choice between kernels
-that changes makes a record stale; an argument check or a comment does not, and neither does a new rung beside it.
+that changes makes a record stale; an argument check or a comment does not, and neither does a new rung beside it. Not
+covered: what PyTorch runs for a rung between its launches, such as the zeroing of a buffer.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
 class Linear(Operator):
     name = "linear"
     tensors = ("x", "weight", "bias")
-    optional = ("bias",)
     outputs = ("y",)
     dims = ("m", "n", "k")
     shapes = {

@@ -53,8 +53,8 @@ class Operator(ABC):
     """An operator's contract: signature, checks, reference mathematics, inputs to try it on, cost and error bound.
 
     name: as registered.
-    tensors: names of the tensor arguments, in order. optional: those that may be None. constants: those that have no
-        gradient, such as indices.
+    tensors: names of the tensor arguments, in order; one whose default is None may be None. constants: those that have
+        no gradient, such as indices.
     outputs: names of the outputs.
     residuals: names of what `forward` returns after the outputs, for the backward pass.
     dims: names of the dimensions of a *shape* of this operator, such as ("rows", "columns").
@@ -65,7 +65,6 @@ class Operator(ABC):
 
     name: str
     tensors: tuple[str, ...]
-    optional: tuple[str, ...] = ()
     constants: tuple[str, ...] = ()
     outputs: tuple[str, ...]
     residuals: tuple[str, ...] = ()
