@@ -1,4 +1,5 @@
-"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `check`. Also `python -m lab`."""
+"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `generate`, `export`, `check`. Also
+`python -m lab`."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -19,10 +21,12 @@ import torch
 from lab.backends import registry
 from lab.backends.hardware import default_device, gpu_of
 from lab.benchmark.timing import CannotTime
+from lab.ops.operator import DTYPE_NAMES
 
 if TYPE_CHECKING:
     from lab.benchmark.config import Experiment
     from lab.benchmark.records import Record
+    from lab.core import LLM
 
 WIDTH = 80
 # Modules that a command alone needs are imported in it: `lab ops` should not wait for matplotlib and torch.compile.
@@ -54,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("op", nargs="?", metavar="OP", help="one operator (default: all)")
     ops.add_argument("--resources", action="store_true", help="registers, spills and shared memory per architecture")
     ops.add_argument("--shape", help="with --resources: such as 4096x65536 (default: the operator's first)")
+    ops.add_argument("--model", metavar="MODEL", help="what a model's modules run on: a folder, or a shape's name")
+    ops.add_argument("--backend", metavar="CHOICE", help='with --model: such as "torch,rmsnorm=triton"')
     ops.add_argument("--json", action="store_true", help="print JSON")
     ops.set_defaults(command=_ops)
 
@@ -91,6 +97,24 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--html", action="store_true", help="one HTML page instead of Markdown")
     report.set_defaults(command=_report)
 
+    generate = commands.add_parser("generate", help="continue a text")
+    generate.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="a Hugging Face folder")
+    generate.add_argument("--prompt", required=True, metavar="TEXT")
+    generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
+    generate.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest P only")
+    generate.add_argument("--seed", type=int, default=0, help="default: 0")
+    generate.add_argument("--backend", default="auto", metavar="CHOICE", help='such as "torch,rmsnorm=triton"')
+    generate.add_argument("--dtype", choices=DTYPE_NAMES, help="default: the checkpoint's")
+    generate.set_defaults(command=_generate)
+
+    export = commands.add_parser("export", help="write a model as a Hugging Face folder")
+    export.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="what to read")
+    export.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="what to write")
+    export.add_argument("--dtype", choices=DTYPE_NAMES, help="default: the checkpoint's")
+    export.set_defaults(command=_export)
+
     commands.add_parser("check", help="check a solution of an exercise; see `lab check --help`")
     return parser
 
@@ -104,6 +128,10 @@ def _ops(arguments: argparse.Namespace) -> int:
         return _resources(arguments, names)
     if arguments.shape:
         raise ValueError("--shape goes with --resources")
+    if arguments.model:
+        return _placements(arguments)
+    if arguments.backend:
+        raise ValueError("--backend goes with --model")
     described = {name: _describe(name) for name in names}
     if arguments.json:
         print(json.dumps(described, indent=2))
@@ -148,6 +176,33 @@ def _resources(arguments: argparse.Namespace, names: list[str]) -> int:
     return 0
 
 
+def _placements(arguments: argparse.Namespace) -> int:
+    """What each module of a model runs on. Layers that are alike are shown as one."""
+    from lab.benchmark.tables import Table
+    from lab.core import LLM, MODELS, read_config
+
+    if arguments.model in MODELS:
+        config = MODELS[arguments.model]
+    elif Path(arguments.model).is_dir():
+        config = read_config(Path(arguments.model))
+    else:
+        raise ValueError(f"--model is {arguments.model!r}; expected a folder, or one of {', '.join(MODELS)}")
+    with torch.device("meta"):
+        model = LLM(config).use(arguments.backend or "auto")
+    print(f"{arguments.model}: {config.num_hidden_layers} layers, {config.parameters / 1e9:.3g} billion weights")
+    alike: dict[tuple[str, ...], list[str]] = {}  # the layers that have such a line
+    for name, op, runs in model.placements():
+        layer = re.match(r"layers\.(\d+)\.", name)
+        index = layer[1] if layer else ""
+        alike.setdefault((name.replace(f".{index}.", ".{}.", 1), op, str(runs.implementation)), []).append(index)
+    rows = [
+        [name.format("-".join(dict.fromkeys([indices[0], indices[-1]]))) or "the model itself", op, runs_on]
+        for (name, op, runs_on), indices in alike.items()
+    ]
+    print(Table(["module", "operator", "runs on"], rows).text())
+    return 0
+
+
 def _wrapped(name: str, text: str, indent: str) -> None:
     print(textwrap.fill(name + text, WIDTH, initial_indent=indent, subsequent_indent=indent + "  "))
 
@@ -189,7 +244,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         _print_record(record)
     for path, written in ((arguments.json, _json_text), (arguments.csv, _csv_text)):
         if path is not None:
-            from lab.benchmark.records import write_text
+            from lab.files import write_text
 
             write_text(path, written(measured))
     return 0
@@ -339,4 +394,33 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ValueError(f"no published record{'' if arguments.all else f' of experiment {arguments.experiment!r}'}")
     for name, path in paths:
         print(report.write(records.read(path), arguments.output / name / path.stem, arguments.html))
+    return 0
+
+
+# lab generate, export -----------------------------------------------------------------------------------------------
+
+
+def _load(arguments: argparse.Namespace, backend: str) -> LLM:
+    from lab.core import LLM
+
+    if not arguments.model.is_dir():
+        raise ValueError(f"--model is {str(arguments.model)!r}; expected a folder")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    return LLM.from_pretrained(arguments.model, dtype=dtype, backend=backend)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from lab.core import Sampling, generate_text
+
+    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    model = _load(arguments, arguments.backend)
+    for piece in generate_text(model, arguments.prompt, arguments.max_new_tokens, sampling):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    _load(arguments, "torch").save_pretrained(arguments.output)
+    print(f"wrote {arguments.output}")
     return 0

@@ -22,10 +22,9 @@ from lab.backends import registry
 from lab.benchmark.candidates import Workload
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import experiments_folder
-from lab.ops.operator import FLOATING
+from lab.ops.operator import DTYPE_NAMES
 
 DIRECTIONS = ("forward", "backward", "both")
-DTYPES = tuple(str(dtype).removeprefix("torch.") for dtype in FLOATING)
 
 
 class ConfigError(ValueError):
@@ -124,7 +123,7 @@ def _workloads(op: object, entry: object, where: str) -> list[Workload]:
     _require(len(shape) == len(dims), f"{where}.shape", shape, f"{len(dims)} numbers: {', '.join(dims)}")
     sizes = tuple(_integer(size, f"{where}.shape[{index}]", 1) for index, size in enumerate(shape))
     dtype = fields["dtype"]
-    _require(dtype in DTYPES, f"{where}.dtype", dtype, f"one of {', '.join(DTYPES)}")
+    _require(dtype in DTYPE_NAMES, f"{where}.dtype", dtype, f"one of {', '.join(DTYPE_NAMES)}")
     directions = _list(fields["directions"], f"{where}.directions")
     for index, direction in enumerate(directions):
         allowed = f"one of {', '.join(DIRECTIONS)}"

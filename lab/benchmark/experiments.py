@@ -27,7 +27,8 @@ from lab.benchmark.environment import Environment, environment, slug
 from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.peers import PeerAbsent
 from lab.benchmark.peers import peers as known_peers
-from lab.benchmark.records import BASELINE, PEER, Record, Row, write_text
+from lab.benchmark.records import BASELINE, PEER, Record, Row
+from lab.files import write_text
 
 SHORT_US = 20.0  # with a floor below this, launching takes as long as running: CUDA graph and launch are measured too
 AUTO = Path(registry.__file__).with_name("auto.json")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import types
 import typing
 from collections.abc import Iterable
@@ -18,6 +16,7 @@ from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
 from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.timing import Timing
+from lab.files import write_text
 
 SCHEMA = 2
 PEER = "peer"  # a row's backend, where the row is another project's
@@ -171,20 +170,6 @@ def published(experiment: str, gpu: str | None = None) -> Record:
     if not paths or not paths[0].exists():
         raise FileNotFoundError(f"no record of experiment {experiment!r}{f' on {gpu}' if gpu else ''} in {folder}")
     return read(paths[0])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary file in the same folder, so that a reader finds the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _rounded(value):

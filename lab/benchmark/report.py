@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lab.benchmark import records
 from lab.benchmark.figures import Figure, ladder
-from lab.benchmark.records import Record, write_text
+from lab.benchmark.records import Record
 from lab.benchmark.tables import Table, ladder_table, shape_text, table
+from lab.files import write_text
 from lab.profiling import roofline
 
 Block = str | Table | Figure  # a paragraph, or "# heading" and the like

@@ -29,8 +29,9 @@ from lab.backends.hardware import ARCHITECTURES, GPU, assume
 from lab.backends.launches import Binary
 from lab.backends.registry import implementations, operator, operators
 from lab.benchmark import config
-from lab.benchmark.records import experiments_folder, write_text
+from lab.benchmark.records import experiments_folder
 from lab.benchmark.tables import Table
+from lab.files import write_text
 
 COMPILERS = ("triton", "nvidia-cuda-nvrtc")
 
