@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -30,7 +31,10 @@ def show(*things: object) -> None:
 
 def code(*functions: object) -> str:
     """The Python source of functions or Triton kernels, as Markdown."""
-    sources = [inspect.getsource(getattr(function, "fn", function)).rstrip() for function in functions]  # type: ignore
+    sources = [
+        textwrap.dedent(inspect.getsource(getattr(function, "fn", function))).rstrip()  # type: ignore
+        for function in functions
+    ]
     return "```python\n" + "\n\n\n".join(sources) + "\n```"
 
 
