@@ -98,7 +98,7 @@ def named_ranges(model: nn.Module) -> Iterator[None]:
     for name, module in model.named_modules():
         label = f"{MODULE}{name or type(module).__name__}"
         hooks.append(module.register_forward_pre_hook(lambda *_, label=label: enter(label)))
-        hooks.append(module.register_forward_hook(lambda *_: leave(), always_call=True))
+        hooks.append(module.register_forward_hook(lambda *_: leave()))
     try:
         with registry.ranges(lambda call: _range(f"{OPERATOR}{' '.join(call)}")):
             yield
