@@ -1,4 +1,4 @@
-"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `generate`, `export`, `check`. Also
+"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `generate`, `export`, `profile`, `check`. Also
 `python -m lab`."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lab.ops.operator import DTYPE_NAMES
 if TYPE_CHECKING:
     from lab.benchmark.config import Experiment
     from lab.benchmark.records import Record
-    from lab.core import LLM
+    from lab.core import LLM, ModelConfig
 
 WIDTH = 80
 # Modules that a command alone needs are imported in it: `lab ops` should not wait for matplotlib and torch.compile.
@@ -115,6 +115,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=DTYPE_NAMES, help="default: the checkpoint's")
     export.set_defaults(command=_export)
 
+    profile = commands.add_parser("profile", help="where the time of a model goes, operator by operator")
+    profile.add_argument(
+        "--model", required=True, metavar="MODEL", help="a shape's name, or a folder; weights are random"
+    )
+    profile.add_argument("--phase", choices=["prefill", "decode", "train"], default="prefill", help="default: prefill")
+    profile.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default: 1)")
+    profile.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence (default: 128)")
+    profile.add_argument("--backend", default="auto", metavar="CHOICE", help='such as "torch,rmsnorm=triton"')
+    profile.add_argument("--dtype", choices=DTYPE_NAMES, help="default: bfloat16 on a GPU, else float32")
+    profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, gzipped")
+    profile.set_defaults(command=_profile)
+
     commands.add_parser("check", help="check a solution of an exercise; see `lab check --help`")
     return parser
 
@@ -179,14 +191,9 @@ def _resources(arguments: argparse.Namespace, names: list[str]) -> int:
 def _placements(arguments: argparse.Namespace) -> int:
     """What each module of a model runs on. Layers that are alike are shown as one."""
     from lab.benchmark.tables import Table
-    from lab.core import LLM, MODELS, read_config
+    from lab.core import LLM
 
-    if arguments.model in MODELS:
-        config = MODELS[arguments.model]
-    elif Path(arguments.model).is_dir():
-        config = read_config(Path(arguments.model))
-    else:
-        raise ValueError(f"--model is {arguments.model!r}; expected a folder, or one of {', '.join(MODELS)}")
+    config = _config(arguments.model)
     with torch.device("meta"):
         model = LLM(config).use(arguments.backend or "auto")
     print(f"{arguments.model}: {config.num_hidden_layers} layers, {config.parameters / 1e9:.3g} billion weights")
@@ -397,7 +404,18 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# lab generate, export -----------------------------------------------------------------------------------------------
+# lab generate, export, profile ---------------------------------------------------------------------------------------
+
+
+def _config(model: str) -> ModelConfig:
+    """That of a named shape, or of a folder."""
+    from lab.core import MODELS, read_config
+
+    if model in MODELS:
+        return MODELS[model]
+    if Path(model).is_dir():
+        return read_config(Path(model))
+    raise ValueError(f"--model is {model!r}; expected a folder, or one of {', '.join(MODELS)}")
 
 
 def _load(arguments: argparse.Namespace, backend: str) -> LLM:
@@ -423,4 +441,52 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     _load(arguments, "torch").save_pretrained(arguments.output)
     print(f"wrote {arguments.output}")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from lab.benchmark.tables import Table
+    from lab.core import LLM, KVCache
+    from lab.profiling.profiler import profile
+
+    device, config = default_device(), _config(arguments.model)
+    batch, tokens = arguments.batch, arguments.tokens
+    if not (batch >= 1 and 1 <= tokens < config.max_position_embeddings):
+        most = config.max_position_embeddings - 1
+        raise ValueError(f"--batch is {batch}, --tokens {tokens}; expected at least 1, and at most {most} tokens")
+    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    with torch.device(device):
+        model = LLM(config).to(dtype).use(arguments.backend)
+        ids = torch.randint(config.vocab_size, (batch, tokens))
+
+    def train() -> None:
+        model.zero_grad()
+        model.loss(ids, ids).backward()
+
+    @torch.no_grad()
+    def prefill() -> None:
+        model(ids)
+
+    cache = KVCache(config, batch, tokens + 1, device=device, dtype=dtype)
+    if arguments.phase == "decode":
+        with torch.no_grad():
+            model(ids, cache)
+
+    @torch.no_grad()
+    def decode() -> None:
+        model(ids[:, :1], cache)
+        cache.trim([tokens] * batch)
+
+    step = {"prefill": prefill, "decode": decode, "train": train}[arguments.phase]
+    found = profile(model, step, trace=arguments.trace)
+    rows = [
+        [row.operator, row.direction, ":".join(filter(None, (row.backend, row.rung))), f"{row.calls:.0f}",
+         f"{row.us:.1f}", f"{100 * row.share:.1f}"]
+        for row in found.rows
+    ]  # fmt: skip
+    where = gpu_of(device).name if found.device == "cuda" else "the CPU"
+    print(f"{arguments.model}, {arguments.phase}, {batch} x {tokens} tokens: {found.us / 1e3:.2f} ms a step on {where}")
+    print(Table(["operator", "pass", "runs on", "calls", "us", "%"], rows).text())
+    if arguments.trace:
+        print(f"wrote {arguments.trace}: open it in https://ui.perfetto.dev")
     return 0
