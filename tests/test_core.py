@@ -449,10 +449,10 @@ def test_the_distribution_that_is_drawn_from(sampling, expected, seed):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: Sampling(-1), "temperature is -1; expected a number of at least 0"),
-        (lambda: Sampling(math.nan), "temperature is nan"),
-        (lambda: Sampling(1, top_k=0), "top_k is 0; expected at least 1"),
-        (lambda: Sampling(1, top_p=0), "top_p is 0; expected a number above 0, up to 1"),
+        (lambda: iter((Sampling(-1),)), "temperature is -1; expected a number of at least 0"),
+        (lambda: iter((Sampling(math.nan),)), "temperature is nan"),
+        (lambda: iter((Sampling(1, top_k=0),)), "top_k is 0; expected at least 1"),
+        (lambda: iter((Sampling(1, top_p=0),)), "top_p is 0; expected a number above 0, up to 1"),
         (lambda: generate(LLM(TINY), [], 3), "prompts: expected at least one"),
         (lambda: generate(LLM(TINY), [[1], []], 3), "prompts: expected at least one, of at least one token each"),
         (lambda: generate(LLM(TINY), [[64]], 3), "prompts: expected tokens from 0 to 63"),
@@ -463,7 +463,7 @@ def test_the_distribution_that_is_drawn_from(sampling, expected, seed):
 )
 def test_what_cannot_be_generated(make, message):
     with pytest.raises(ValueError, match=message):
-        make()
+        next(make())
 
 
 def test_text_comes_in_pieces(folder):
