@@ -29,7 +29,7 @@ CHAPTERS = sorted({name.partition(".")[0] for name in exercises()})
 
 def wrong_answers(kind: str) -> list:
     """Of every chapter."""
-    return [wrong for chapter in CHAPTERS for wrong in getattr(import_module(f"wrong_answers.{chapter}"), kind, [])]
+    return [wrong for chapter in CHAPTERS for wrong in getattr(import_module(f"wrong_answers.{chapter}"), kind, ())]
 
 
 class WRONG:
