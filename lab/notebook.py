@@ -30,12 +30,9 @@ def show(*things: object) -> None:
 
 
 def code(*functions: object) -> str:
-    """The Python source of functions or Triton kernels, as Markdown."""
-    sources = [
-        textwrap.dedent(inspect.getsource(getattr(function, "fn", function))).rstrip()  # type: ignore
-        for function in functions
-    ]
-    return "```python\n" + "\n\n\n".join(sources) + "\n```"
+    """The Python source of classes, functions, methods or Triton kernels, as Markdown."""
+    sources = [inspect.getsource(getattr(function, "fn", function)) for function in functions]  # type: ignore
+    return "```python\n" + "\n\n\n".join(textwrap.dedent(source).rstrip() for source in sources) + "\n```"
 
 
 def cuda_code(path: Path, first: str, last: str) -> str:

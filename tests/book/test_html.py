@@ -11,6 +11,7 @@ import pytest
 pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[2]
+CHAPTERS = sorted(path.stem for path in (ROOT / "book/chapters").glob("*.py"))
 
 
 def build(source: Path, output: Path) -> subprocess.CompletedProcess:
@@ -49,7 +50,8 @@ def pages(html: Path) -> dict[str, str]:
 
 
 def test_a_page_for_every_page_of_the_table_of_contents(html):
-    assert {"index.html", "book/intro.html", "book/references.html", "book/notebooks/rmsnorm.html"} <= set(pages(html))
+    chapters = {f"book/notebooks/{chapter}.html" for chapter in CHAPTERS}
+    assert {"index.html", "book/intro.html", "book/references.html"} | chapters <= set(pages(html))
 
 
 def test_nothing_is_fetched_from_other_hosts(html):
@@ -86,13 +88,15 @@ def test_formulas_are_rendered_without_a_script(html):
     assert "$" not in prose and "\\frac" not in prose
 
 
-def test_chapters_open_in_colab(html):
-    address = r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/main/book/notebooks/rmsnorm\.ipynb"
-    assert re.search(address, pages(html)["book/notebooks/rmsnorm.html"])
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_chapters_open_in_colab(html, chapter):
+    address = rf"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/main/book/notebooks/{chapter}\.ipynb"
+    assert re.search(address, pages(html)[f"book/notebooks/{chapter}.html"])
 
 
-def test_figures_have_alternative_text(html):
-    figures = re.findall(r"<svg\b[^>]*role=\"img\"[^>]*>", pages(html)["book/notebooks/rmsnorm.html"])
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_figures_have_alternative_text(html, chapter):
+    figures = re.findall(r"<svg\b[^>]*role=\"img\"[^>]*>", pages(html)[f"book/notebooks/{chapter}.html"])
     assert figures and all(re.search(r'aria-label="[^"]{20,}"', figure) for figure in figures)
 
 
