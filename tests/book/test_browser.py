@@ -27,7 +27,7 @@ FLAGS = ["--no-first-run", "--disable-background-networking", "--disable-compone
 READABLE = 4.5  # contrast of text with what is behind it: WCAG 2.2, 1.4.3
 
 # For each chapter a phrase of its own, by which a reader would look for it.
-PHRASES = {"rmsnorm": "bulk copy engine", "softmax": "online softmax"}
+PHRASES = {"rmsnorm": "bulk copy engine", "roofline": "both axes logarithmic", "softmax": "online softmax"}
 CHAPTERS = sorted(path.stem for path in (ROOT / "book/chapters").glob("*.py"))
 
 
@@ -95,7 +95,10 @@ class Visit:
             self.page.route(url, lambda route: route.fulfill(body=text, content_type="text/html"))
         self.complaints.clear()
         self.page.goto(url)
-        self.page.evaluate("document.querySelectorAll('article details').forEach(folded => { folded.open = true })")
+        self.page.evaluate("""document.querySelectorAll("article details").forEach(folded => {
+            folded.removeAttribute("name")  // of those that share one, opening the next closes this
+            folded.open = true
+        })""")
 
 
 @pytest.fixture
