@@ -15,11 +15,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lab.backends.registry import operator
 from lab.benchmark import timing
+from lab.benchmark.ceilings import Ceilings
 from lab.check import check, collecting, main, terminal
 from lab.check.exercise import Examination, exercises
 from lab.check.memory import Watch
 from lab.check.report import COMPILED, FAILED, PASSED
+from lab.ops.operator import Cost
+from lab.profiling.roofline import Roofline
 
 ROOT = Path(__file__).parents[1]
 NO_GPU = not torch.cuda.is_available()
@@ -29,10 +33,11 @@ CHAPTERS = sorted({name.partition(".")[0] for name in exercises()})
 
 def wrong_answers(kind: str) -> list:
     """Of every chapter."""
-    return [wrong for chapter in CHAPTERS for wrong in getattr(import_module(f"wrong_answers.{chapter}"), kind)]
+    return [wrong for chapter in CHAPTERS for wrong in getattr(import_module(f"wrong_answers.{chapter}"), kind, ())]
 
 
 class WRONG:
+    PYTHON = wrong_answers("PYTHON")
     TRITON = wrong_answers("TRITON")
     CUDA_COMPILED = wrong_answers("CUDA_COMPILED")
     CUDA_RUN = wrong_answers("CUDA_RUN")
@@ -77,6 +82,7 @@ def identify(wrong) -> str:
 
 TRITON = sorted(name for name, exercise in exercises().items() if exercise.language == "triton")
 CUDA = sorted(name for name, exercise in exercises().items() if exercise.language == "cuda")
+PYTHON = sorted(name for name, exercise in exercises().items() if exercise.language == "python")
 
 
 @pytest.mark.cpu
@@ -96,6 +102,12 @@ def test_cuda_solution_compiles_and_does_not_count_as_passed(name, solutions):
     assert "compiled, not run: this machine has no GPU" in str(report)
 
 
+@pytest.mark.parametrize("name", PYTHON)
+def test_calculation_passes(name, solutions):
+    report = check(name, solutions[name])
+    assert report.status == PASSED and not report.unchecked, report
+
+
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TRITON + CUDA)
@@ -109,7 +121,7 @@ def test_solution_passes_on_a_gpu(name, solutions):
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("wrong", WRONG.TRITON + WRONG.CUDA_COMPILED, ids=identify)
+@pytest.mark.parametrize("wrong", WRONG.PYTHON + WRONG.TRITON + WRONG.CUDA_COMPILED, ids=identify)
 def test_wrong_answer_is_caught_by_name(wrong, tmp_path):
     caught(wrong, tmp_path)
 
@@ -125,7 +137,48 @@ def test_wrong_answer_is_caught_by_name_on_a_gpu(wrong, tmp_path):
 def test_no_property_is_for_show():
     """Each is the one that catches some wrong answer."""
     named = {each.name for exercise in exercises().values() for each in exercise.properties} | {"bytes moved"}
-    assert named == {wrong.property for wrong in [*WRONG.TRITON, *WRONG.CUDA_COMPILED, *WRONG.CUDA_RUN]}
+    every = [*WRONG.PYTHON, *WRONG.TRITON, *WRONG.CUDA_COMPILED, *WRONG.CUDA_RUN]
+    assert named == {wrong.property for wrong in every}
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_the_mistakes_of_a_calculation_give_values_of_their_own(name):
+    exercise = exercises()[name]
+    functions = [exercise.answer, *(mistake.value for mistake in exercise.mistakes)]
+    values = [tuple(function(**case) for case in exercise.cases) for function in functions]
+    assert len(set(values)) == len(values)
+
+
+def test_calculations_agree_with_the_contracts_and_the_roofline():
+    """What a learner is told is right is what the package computes by."""
+    shape = (512, 1024)
+    cost = operator("swiglu").cost(shape, torch.bfloat16, "forward")
+    intensity = exercises()["roofline.swiglu_intensity"].answer(elements=shape[0] * shape[1], bits=16)
+    assert intensity == pytest.approx(cost.intensity)
+    m, n, k = 64, 1024, 512
+    cost = operator("linear").cost((m, n, k), torch.bfloat16, "forward")
+    without_bias = cost.flops - cost.flop_terms["+ bias"], cost.bytes - cost.byte_terms["read bias"]
+    ours = [exercises()[f"roofline.linear_{what}"].answer for what in ("flops", "bytes")]
+    assert (ours[0](m, n, k), ours[1](m, n, k, 16)) == without_bias
+    for case in exercises()["roofline.floor_us"].cases:
+        here = Roofline(
+            Cost({"": case["flops"]}, {"": case["nbytes"]}), Ceilings(case["gbps"], 0, case["tflops"], "bfloat16", 0)
+        )
+        assert exercises()["roofline.floor_us"].answer(**case) == pytest.approx(here.floor_us)
+        assert exercises()["roofline.bound"].answer(**case) == here.bound
+
+
+def test_the_turning_batch_is_the_first_that_is_compute_bound():
+    by_name = {name.removeprefix("roofline."): exercises()[name].answer for name in PYTHON}
+    for case in exercises()["roofline.turning_batch"].cases:
+        n, k, bits, *gpu = case.values()
+        turn = by_name["turning_batch"](**case)
+        batches = {1: "memory", 10**6: "memory"} if turn is None else {turn - 1: "memory", turn: "compute"}
+        for m, bound in batches.items():
+            assert (
+                by_name["bound"](by_name["linear_flops"](m, n, k), by_name["linear_bytes"](m, n, k, bits), *gpu)
+                == bound
+            )
 
 
 @pytest.mark.cpu

@@ -23,14 +23,14 @@ def check(name: str, fn: Callable) -> Report | None:
 
     Raises ValueError for an unknown exercise, BackendUnavailable where Triton can run neither on a GPU nor interpreted.
     """
-    from lab.check.exercise import examine, exercises
+    from lab.check.exercise import exercises
 
     if name not in exercises():
         raise ValueError(f"unknown exercise {name!r}; expected one of {', '.join(exercises())}")
     if _collected is not None:
         _collected[name] = fn
         return None
-    return examine(exercises()[name], fn)
+    return exercises()[name].examine(fn)
 
 
 @contextmanager

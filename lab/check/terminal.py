@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from lab.check import check, collecting
-from lab.check.exercise import exercises
-from lab.check.memory import is_learners, source_line
+from lab.check.exercise import exercises, raised
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
 FOLDER = Path(__file__).parents[2] / "exercises"
@@ -130,9 +129,7 @@ def _run_file(path: Path) -> str:
     except SyntaxError as error:
         return "".join(traceback.format_exception_only(error)).strip()
     except (Exception, SystemExit) as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if is_learners(f.filename)]
-        where = [source_line(frame.filename, frame.lineno or 0) for frame in frames[-2:]]
-        return "\n".join([*where, f"{type(error).__name__}: {error}"])
+        return raised(error)
     return ""
 
 
