@@ -18,7 +18,7 @@ import torch
 from lab.backends.registry import operator
 from lab.benchmark import timing
 from lab.benchmark.ceilings import Ceilings
-from lab.check import check, collecting, main, terminal
+from lab.check import check, collecting, main, progress, terminal
 from lab.check.exercise import Examination, exercises
 from lab.check.memory import Watch
 from lab.check.report import COMPILED, FAILED, PASSED
@@ -316,7 +316,7 @@ def test_page_shows_what_the_unsolved_exercise_prints(name):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An exercises folder of the test's own."""
-    monkeypatch.setattr(terminal, "FOLDER", tmp_path)
+    monkeypatch.setattr(progress, "FOLDER", tmp_path)
     return tmp_path
 
 
@@ -328,8 +328,7 @@ def test_empty_exercise_fails_without_a_traceback(folder, capfd):
     assert "Traceback" not in out + err
     assert out.count("FAILED at") == 5 and out.endswith("5 failed\n")
     assert main([]) == 0
-    listed = capfd.readouterr().out
-    assert re.search(r'rmsnorm.add +FAILED at "runs"', listed)
+    assert re.search(r"^  unanswered +rmsnorm.add +The residual add", capfd.readouterr().out, re.M)
 
 
 @pytest.mark.cpu
@@ -337,6 +336,51 @@ def test_solved_exercise_passes_in_a_terminal(folder, capfd):
     arguments = ["rmsnorm.forward", "rmsnorm.cuda", "--file", str(ROOT / "solutions" / "rmsnorm.py")]
     assert main(arguments) == 0
     assert capfd.readouterr().out.endswith("1 passed, 1 compiled but not run\n")
+
+
+def listed(capfd) -> str:
+    capfd.readouterr()
+    assert main([]) == 0
+    return capfd.readouterr().out
+
+
+@pytest.mark.cpu
+def test_progress_is_listed_by_chapter(folder, capfd):
+    """Every exercise, its last verdict, and whether it is still empty; nothing is run for that."""
+    (folder / "roofline.py").write_text((ROOT / "exercises" / "roofline.py").read_text())
+    first = listed(capfd)
+    assert all(name in first for name in exercises())
+    assert "roofline: 0 of 6 passed" in first and "rmsnorm: 0 of 5 passed" in first
+    assert re.search(r"^  unanswered  roofline.floor_us +The floor, in microseconds$", first, re.M)
+    assert re.search(r"^  unchecked   rmsnorm.add ", first, re.M)  # there is no file that says more
+
+    answers = (ROOT / "solutions" / "roofline.py").read_text().replace("return max(compute, memory)", "return memory")
+    stub = re.search(r"def bound.*?\n\n", (folder / "roofline.py").read_text(), re.S)[0]
+    (folder / "roofline.py").write_text(re.sub(r"def bound.*?\n\n", lambda _: stub, answers, flags=re.S))
+    assert re.search(r"^  unchecked   roofline.floor_us", listed(capfd), re.M)
+    assert main(["roofline"]) == 1
+    second = listed(capfd)
+    assert "roofline: 4 of 6 passed" in second
+    assert re.search(r'^  FAILED      roofline.floor_us .*\n +at "operations too"$', second, re.M)
+    assert re.search(r"^  unanswered  roofline.bound ", second, re.M)
+    assert str(check()) in second  # and so it reads in a notebook
+
+
+@pytest.mark.cpu
+def test_a_notebook_keeps_its_verdicts_and_a_script_does_not(folder, monkeypatch):
+    passes = exercises()["roofline.bound"].answer
+    check("roofline.bound", passes)
+    assert check().verdicts["roofline.bound"] == "unchecked"
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: "a shell"))
+    check("roofline.bound", passes)
+    assert check().verdicts["roofline.bound"] == PASSED
+    check("roofline.bound", lambda **_: "memory")
+    assert check().verdicts["roofline.bound"] == 'FAILED at "value"'
+
+
+def test_a_name_without_a_function_is_said():
+    with pytest.raises(TypeError, match=r"fn is None; expected your function for rmsnorm\.forward"):
+        check("rmsnorm.forward")
 
 
 DIES = """
