@@ -5,7 +5,8 @@
 # operations that it does and the bytes that it must move, with two of the GPU, which are measured. You count both for
 # every operator of a Llama-style model, see which of the two binds it, and where the answer is wrong.
 #
-# **What you need.** PyTorch. No GPU: nothing is timed on this page. **Reading time:** about 25 minutes, exercises apart.
+# **What you need.** PyTorch. No GPU: nothing is timed on this page. **Reading time:** about 25 minutes, exercises
+# apart.
 
 # %% tags=["hide-input"]
 # In Colab this gets the course and keeps Colab's own torch; elsewhere it does nothing.
@@ -59,8 +60,9 @@ show(
 # %% [markdown]
 # ## Two ceilings
 #
-# A GPU does two things at the same time: it moves bytes between its memory and its multiprocessors, and it computes. How
-# fast is each? A datasheet has an answer, 3.35 TB/s and 989 TFLOP/s for this one. <!-- datasheet -->
+# A GPU does two things at the same time: it moves bytes between its memory and its
+# [multiprocessors](../glossary.md#multiprocessor), and it computes. How fast is each?
+# A datasheet has an answer, 3.35 TB/s and 989 TFLOP/s for this one. <!-- datasheet -->
 # But no program reaches it: memory has to be refreshed, and the clock falls where power runs short. So in this course
 # both are measured, in the same run as the kernels that are held against them, with the plainest work there is: a copy of
 # more bytes than any cache holds, and a product of two large matrices.
@@ -80,7 +82,8 @@ show(
 )
 
 # %% [markdown]
-# A GB is $10^9$ bytes here, and a TFLOP $10^{12}$ operations. KiB, MiB and GiB, the powers of two, are for sizes in memory.
+# A GB is $10^9$ bytes here, and a TFLOP $10^{12}$ operations. KiB, MiB and GiB, the powers of two, are for sizes in
+# memory.
 #
 # ## Count the operations
 #
@@ -88,16 +91,18 @@ show(
 #
 # $$y = \frac{g}{1 + e^{-g}} \cdot u$$
 #
-# An exponential, an addition, a division, a multiplication: four floating-point operations, or FLOPs. (The sign is part of
-# the exponential's argument.) An exponential is more work than an addition, and a division too, but that will not matter.
-# In a matrix product each multiplication comes with an addition, and the hardware does both at once; they count as **two**.
-# So $y = x\,w^T$, with $x$ of $m \times k$ and $w$ of $n \times k$, takes $2mnk$.
+# An exponential, an addition, a division, a multiplication: four floating-point operations, or
+# [FLOPs](../glossary.md#flop). (The sign is part of the exponential's argument.) An exponential is more work than an
+# addition, and a division too, but that will not matter. In a matrix product each multiplication comes with an
+# addition, and the hardware does both at once; they count as **two**. So $y = x\,w^T$, with $x$ of $m \times k$ and $w$
+# of $n \times k$, takes $2mnk$.
 #
 # ## Count the bytes
 #
-# Of all the memory on a GPU, only device memory is slow enough to matter here. What is the least that must cross it? Every
-# input once, every output once. What lies between may stay in registers and caches, and a good kernel keeps it there. An
-# element of bfloat16 takes two bytes.
+# Of all the memory on a GPU, only [device memory](../glossary.md#device-memory) is slow enough to matter here. What is
+# the least that must cross it? Every input once, every output once. What lies between may stay in
+# [registers](../glossary.md#register) and caches, and a good kernel keeps it there. An element of bfloat16 takes two
+# bytes.
 #
 # Each operator of the package states both counts, term by term. Here are SwiGLU and a linear layer:
 
@@ -118,15 +123,16 @@ for name in ("swiglu", "linear"):
 #
 # $$t \ge \max\left(\frac{F}{\text{rate}}, \frac{B}{\text{bandwidth}}\right)$$
 #
-# because the two can overlap, but neither can be left out. This is the operator's **floor**. Which of the two is larger?
-# Divide: the operator has an **intensity** of $I = F / B$ FLOPs a byte, the GPU a **ridge** of rate over bandwidth, the
-# operations that it can do in the time that a byte takes. Below the ridge memory takes longer, and the operator is
-# **memory-bound**; above it, **compute-bound**. Turned round, the most that an operator can do in a second is
+# because the two can overlap, but neither can be left out. This is the operator's **floor**. Which of the two is
+# larger? Divide: the operator has an **intensity** of $I = F / B$ FLOPs a byte, the GPU a **ridge** of rate over
+# bandwidth, the operations that it can do in the time that a byte takes. Below the ridge memory takes longer, and the
+# operator is **memory-bound**; above it, **compute-bound**. Turned round, the most that an operator can do in a second
+# is
 #
 # $$\frac{F}{t} \le \min(\text{rate},\; I \cdot \text{bandwidth})$$
 #
-# which, drawn over $I$ with both axes logarithmic, is the roof in the figure above: a slope that ends at the ridge, then a
-# flat line ([Williams, Waterman and Patterson 2009](../references.md)).
+# which, drawn over $I$ with both axes logarithmic, is the roof in the figure above: a slope that ends at the ridge,
+# then a flat line ([Williams, Waterman and Patterson 2009](../references.md)).
 
 # %% tags=["remove-input"]
 ridge = at("swiglu", first["swiglu"]).ridge
@@ -144,7 +150,8 @@ show(
 # <details><summary>Question: SwiGLU needs four operations an element. Would a cheaper approximation of the exponential make
 # it faster?</summary>
 #
-# No. The multiprocessors wait for memory as it is. With three operations instead of four they would wait a little longer.
+# No. The multiprocessors wait for memory as it is. With three operations instead of four they would wait a little
+# longer.
 #
 # </details>
 #
@@ -180,13 +187,13 @@ explore(record)
 # %% [markdown]
 # ## The same layer on both sides
 #
-# Attention and `linear` have shapes on either side of the ridge. What makes the difference? A linear layer of $m$ tokens
-# reads a weight of $n \times k$ elements for any $m$. At two bytes an element,
+# Attention and `linear` have shapes on either side of the ridge. What makes the difference? A linear layer of $m$
+# tokens reads a weight of $n \times k$ elements for any $m$. At two bytes an element,
 #
 # $$I = \frac{2mnk}{2(mk + nk + mn)}$$
 #
-# and as long as $m$ is small against $n$ and $k$, the weight is most of the bytes, and $I \approx m$. The intensity of a
-# linear layer is its batch. **Prediction:** it turns compute-bound a little after $m$ passes the ridge.
+# and as long as $m$ is small against $n$ and $k$, the weight is most of the bytes, and $I \approx m$. The intensity of
+# a linear layer is its batch. **Prediction:** it turns compute-bound a little after $m$ passes the ridge.
 
 # %%
 n, k = 14336, 4096  # the up projection of Llama-3-8B's MLP
@@ -260,9 +267,9 @@ show(
 #
 # The floor is a bound, not a forecast. Four things stand between it and a clock.
 #
-# **It counts the fewest bytes; a kernel may move more.** A kernel that reads its input twice has a floor of its own, and
-# stays under the same roof for reasons that the roof does not show. The first kernel of the
-# [RMSNorm chapter](rmsnorm.ipynb) is one.
+# **It counts the fewest bytes; a kernel may move more.** A kernel that reads its input twice has a floor of its own,
+# and stays under the same roof for reasons that the roof does not show. The first kernel of the [RMSNorm
+# chapter](rmsnorm.ipynb) is one.
 
 # %% tags=["remove-input"]
 LARGE, SMALL = (16384, 4096), (64, 4096)
@@ -270,9 +277,10 @@ naive = record.select("rmsnorm", "forward", LARGE, "triton:naive")[0]
 show(f"It takes {naive.timing.median_us:.0f} us, where the floor is {naive.floor_us:.0f} us.")
 
 # %% [markdown]
-# **Small work is over before memory is busy.** A launch takes its time, on the CPU and on the GPU; then come a load, a sum
-# and a store, each of which waits for the one before. Bandwidth is what many loads in flight reach together; one that is
-# alone pays for its latency. Take RMSNorm for 64 tokens, the fastest of all that were measured:
+# **Small work is over before memory is busy.** A [launch](../glossary.md#launch) takes its time, on the CPU and on the
+# GPU; then come a load, a sum and a store, each of which waits for the one before. Bandwidth is what many loads in
+# flight reach together; one that is alone pays for its [latency](../glossary.md#latency). Take RMSNorm for 64 tokens,
+# the fastest of all that were measured:
 
 # %% tags=["remove-input"]
 timed = [row for row in record.select("rmsnorm", "forward", SMALL) if row.timing and row.graph_us and row.launch_us]
@@ -291,11 +299,14 @@ show(
 )
 
 # %% [markdown]
-# **Caches.** What the kernel before has just written may still be in L2, and then does not cross device memory at all: such
-# a kernel can even beat its floor. In this course every sample starts with a cold cache, so that it cannot.
+# **Caches.** What the kernel before has just written may still be in [L2](../glossary.md#l2-cache), and then does not
+# cross device memory at all: such a kernel can even beat its floor. In this course every sample starts with a cold
+# cache, so that it cannot.
 #
-# **The flat part is not one ceiling.** The rate was measured with a matrix product on tensor cores. Exponentials, sums and
-# whatever else is no product run on other units, which are far slower: this GPU's datasheet has 67 TFLOP/s for float32. <!-- datasheet -->
+# **The flat part is not one ceiling.** The rate was measured with a matrix product on
+# [tensor cores](../glossary.md#tensor-core). Exponentials, sums and whatever else is no product run on other units, which
+# are far slower:
+# this GPU's datasheet has 67 TFLOP/s for float32. <!-- datasheet -->
 # For an operator of a few FLOPs a byte that is still plenty; attention, which needs a softmax between two products, must
 # hide the one behind the others.
 #
@@ -314,5 +325,5 @@ show(
 #
 # ## References
 #
-# Williams, Waterman and Patterson 2009 for the model; Grattafiori and others 2024 for the shapes of Llama 3. Both are on
-# the [references page](../references.md).
+# Williams, Waterman and Patterson 2009 for the model; Grattafiori and others 2024 for the shapes of Llama 3. Both are
+# on the [references page](../references.md).
