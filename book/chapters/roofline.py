@@ -224,6 +224,7 @@ prompt, step = at("attention", operator("attention").shapes["llama3-8b"]), at("a
 narrow, wide = at("swiglu", first["swiglu"]), at("swiglu", first["swiglu"], dtype="float32")
 doubled = replace(ceilings, copy_gbps=2 * ceilings.copy_gbps)
 gains = {name: at(name, shape).floor_us / doubled.floor_us(at(name, shape).cost) for name, shape in first.items()}
+assert all(round(gain, 6) == (2 if name in slow else 1) for name, gain in gains.items())
 
 show(
     Folded(
@@ -257,7 +258,8 @@ show(
         "Next year's GPU has twice the bandwidth and the same rate. Which operators gain, and how much?",
         (
             "The ridge falls to half, to "
-            f"{ridge / 2:.0f} FLOPs a byte. " + "; ".join(f"{name}: floor divided by {gain:.2f}" for name, gain in gains.items()) + ".",
+            f"{ridge / 2:.0f} FLOPs a byte. What is left of it takes half the time: {', '.join(slow)}. What is right of it gains "
+            f"nothing: {', '.join(fast)}.",
         ),
     ),
 )

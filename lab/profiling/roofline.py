@@ -85,15 +85,15 @@ def table(record: Record, workloads: Iterable[Workload]) -> Table:
         rows.append(
             [
                 f"{name}{workload.direction} {shape_text(workload.shape)}",
-                _number(here.cost.flops / 1e6),
-                _number(here.cost.bytes / 1e6),
                 _number(here.intensity),
                 here.bound,
                 f"{here.floor_us:.1f}",
+                _number(here.cost.flops / 1e6),
+                _number(here.cost.bytes / 1e6),
             ]
         )
     first = next(iter(operators)) if len(operators) == 1 else "operator"
-    return Table([first, "MFLOP", "MB", "FLOPs a byte", "bound", "floor us"], rows)
+    return Table([first, "FLOPs a byte", "bound", "floor us", "MFLOP", "MB"], rows)
 
 
 def places(record: Record, groups: Mapping[str, Sequence[Workload]]) -> Figure:

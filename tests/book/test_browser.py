@@ -303,6 +303,17 @@ def test_the_keyboard_reaches_the_content(visit):
     assert not focus(visit)
 
 
+def test_the_keyboard_leafs_through_the_explorer(visit):
+    page = visit.page
+    page.goto(f"{visit.address}book/notebooks/roofline.html")
+    for index in (3, 4):
+        page.focus(f"details[name=explorer] >> nth={index} >> summary")
+        page.keyboard.press("Enter")
+        is_open = page.eval_on_selector_all("details[name=explorer]", "all => all.map(each => each.open)")
+        assert [number for number, each in enumerate(is_open) if each] == [index]
+        assert page.is_visible(f"details[name=explorer] >> nth={index} >> svg")
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_search_finds_each_chapter(visit, chapter):
     assert not search(visit, PHRASES[chapter], chapter)
