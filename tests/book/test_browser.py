@@ -27,7 +27,12 @@ FLAGS = ["--no-first-run", "--disable-background-networking", "--disable-compone
 READABLE = 4.5  # contrast of text with what is behind it: WCAG 2.2, 1.4.3
 
 # For each chapter a phrase of its own, by which a reader would look for it.
-PHRASES = {"rmsnorm": "bulk copy engine", "roofline": "both axes logarithmic", "softmax": "online softmax"}
+PHRASES = {
+    "add_an_operator": "three new files",
+    "rmsnorm": "bulk copy engine",
+    "roofline": "both axes logarithmic",
+    "softmax": "online softmax",
+}
 CHAPTERS = sorted(path.stem for path in (ROOT / "book/chapters").glob("*.py"))
 
 
