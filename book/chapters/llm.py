@@ -857,7 +857,7 @@ show(
     f"with the three matrices stacked, q, k and v of 512 tokens move {100 * one / three:.0f}% of the bytes, in one launch. "
     "Here each has the name that it has in a checkpoint.\n"
     "- **A paged cache.** Every text here gets room for the longest one. A server hands out the cache in small pages, as texts "
-    "grow ([Kwon et al. 2023](../references.md)).\n"
+    "grow (Kwon et al. 2023).\n"
     "- **Continuous batching.** Here a batch begins and ends together: a text that has ended keeps its place, idle, until the "
     "last one has. A server puts the next request there.\n"
     "- **Quantized weights.** If the weights are what is read, half the bytes are half the time: int8, int4 and fp8 weights "
