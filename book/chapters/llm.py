@@ -84,10 +84,10 @@ def block_diagram():
             left = 0.9 if takes_in else 3.4
             axes.add_patch(
                 FancyBboxPatch(
-                    (left, index - 0.3), 6.6 - left, 0.6, boxstyle=rounded, facecolor=colour, edgecolor="none"
+                    (left, index - 0.3), 6.6 - left, 0.6, boxstyle=rounded, facecolor=(colour, 0.3), edgecolor=colour
                 )
             )
-            axes.text(branch, index, name, ha="center", va="center", fontsize=12, color="white")
+            axes.text(branch, index, name, ha="center", va="center", fontsize=12)
             if index + 1 < len(rows):
                 axes.annotate("", (branch, index + 0.7), (branch, index + 0.3), arrowprops=arrow)
         for start, end in ((1, 6), (6, 10)):  # the stream: from sum to sum
@@ -205,11 +205,9 @@ def weights_figure(names):
             ("embedding and head", COLOURS["triton"]),
         ):
             values = [found[name][part] for name in names]
-            axes.barh(names, values, left=left, color=colour, label=part)
+            axes.barh(names, values, left=left, color=(colour, 0.3), edgecolor=colour, label=part)
             for index, value in enumerate(values):
-                axes.text(
-                    left[index] + value / 2, index, f"{value:.0f}", ha="center", va="center", fontsize=12, color="white"
-                )
+                axes.text(left[index] + value / 2, index, f"{value:.0f}", ha="center", va="center", fontsize=12)
             left = [start + value for start, value in zip(left, values)]
         axes.invert_yaxis()
         axes.tick_params(left=False)
