@@ -150,12 +150,9 @@ class ModelRow:
 
     def stale(self, gpu: GPU) -> bool:
         """Whether the pass is other work now, or gives `gpu` something else to do, than when it was timed."""
-        if self.workload.model not in MODELS:
-            return True
-        cost = self.workload.cost
-        if (cost.flops, cost.bytes) != (self.flops, self.bytes):
-            return True
         try:
-            return self.workload.fingerprint(self.backend, self.implementations, gpu) != self.fingerprint
-        except (ValueError, KeyError):  # a rung or an operator that is not there
+            cost = self.workload.cost
+            fingerprint = self.workload.fingerprint(self.backend, self.implementations, gpu)
+        except (KeyError, ValueError):  # a model, an operator or a rung that is no more
             return True
+        return (cost.flops, cost.bytes, fingerprint) != (self.flops, self.bytes, self.fingerprint)
