@@ -63,21 +63,32 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("--json", action="store_true", help="print JSON")
     ops.set_defaults(command=_ops)
 
-    bench = commands.add_parser("bench", help="time implementations of an operator")
-    bench.add_argument("--level", choices=["kernel"], default="kernel", help="what is timed (default: kernel)")
-    bench.add_argument("--op", help="operator")
+    bench = commands.add_parser("bench", help="time an operator's implementations, a layer, a block or a model")
     bench.add_argument(
-        "--backend", action="append", metavar="CHOICE", help='"triton", "triton:naive", or "triton:*"; may be repeated'
+        "--level", choices=["kernel", "layer", "block", "model"], default="kernel", help="default: kernel"
     )
     bench.add_argument(
-        "--shape", action="append", help="such as 16384x4096, or a name that `lab ops OP` lists; may be repeated"
-    )
+        "--backend", action="append", metavar="CHOICE",
+        help='of a kernel "triton", "triton:naive" or "triton:*"; of a model "torch,rmsnorm=triton"; may be repeated',
+    )  # fmt: skip
     bench.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
-    bench.add_argument("--direction", choices=["forward", "backward", "both"], default="forward")
-    bench.add_argument("--peers", action="store_true", help="time the peers that are installed too")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     bench.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
-    bench.add_argument("--smoke", action="store_true", help="smallest shape, few samples; no GPU needed")
+    bench.add_argument("--smoke", action="store_true", help="something small, few samples; no GPU needed")
+    kernel = bench.add_argument_group("of a kernel")
+    kernel.add_argument("--op", help="operator")
+    kernel.add_argument(
+        "--shape", action="append", help="such as 16384x4096, or a name that `lab ops OP` lists; may be repeated"
+    )
+    kernel.add_argument("--direction", choices=["forward", "backward", "both"], help="default: forward")
+    kernel.add_argument("--peers", action="store_true", help="time the peers that are installed too")
+    model = bench.add_argument_group("of a layer, a block or a model")
+    model.add_argument("--model", help="a shape's name, such as llama3.2-1b")
+    model.add_argument("--module", help="self_attn, post_attention_layernorm or mlp (default: each of them)")
+    model.add_argument("--phase", choices=["prefill", "decode"], help="default: both")
+    model.add_argument("--batch", type=int, metavar="N", help="sequences (default: 1)")
+    model.add_argument("--tokens", type=int, metavar="N", help="of a prompt, or in the cache (default: 2048 or fewer)")
+    model.add_argument("--compile", action="store_true", help="time it under torch.compile too")
     bench.set_defaults(command=_bench)
 
     record = commands.add_parser("record", help="measure an experiment and publish its record")
@@ -234,12 +245,23 @@ def _describe(name: str) -> dict:
 # lab bench ----------------------------------------------------------------------------------------------------------
 
 
+OF_KERNEL = ("op", "shape", "direction", "peers")
+OF_MODEL = ("model", "module", "phase", "batch", "tokens", "compile")
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from lab.benchmark import timing
 
-    if not arguments.smoke and not arguments.op:
+    of_kernel = arguments.level == "kernel"
+    for name in OF_MODEL if of_kernel else OF_KERNEL:
+        if getattr(arguments, name) is not None and getattr(arguments, name) is not False:
+            raise ValueError(f"--{name} goes with --level {'layer, block or model' if of_kernel else 'kernel'}")
+    if not of_kernel:
+        experiments = [_ad_hoc_model(arguments)]
+    elif arguments.smoke or arguments.op:
+        experiments = [_ad_hoc(arguments, op) for op in ([arguments.op] if arguments.op else registry.operators())]
+    else:
         raise ValueError(f"--op is missing; expected one of {', '.join(registry.operators())}")
-    experiments = [_ad_hoc(arguments, op) for op in ([arguments.op] if arguments.op else registry.operators())]
     if arguments.smoke and not torch.cuda.is_available():
         return _without_gpu(experiments)
     timing.require_gpu()
@@ -268,15 +290,14 @@ def _ad_hoc(arguments: argparse.Namespace, op: str) -> Experiment:
         dtype = torch.float32
         named = [min(contract.shapes, key=lambda shape: contract.cost(contract.shapes[shape], dtype, "forward").bytes)]
     shapes = [list(contract.shapes[text]) if text in contract.shapes else _shape(text) for text in named]
+    direction = arguments.direction or "forward"
     every = [f"{backend}:*" for backend in registry.backends() if registry.ladder(op, backend)]
     return config.parse(
         f"bench-{op}",
         {
             "seed": 0,
             "samples": {"min": 5, "max": 10} if arguments.smoke else {"min": 20, "max": 60},
-            "operators": {
-                op: [{"shape": s, "dtype": arguments.dtype, "directions": [arguments.direction]} for s in shapes]
-            },
+            "operators": {op: [{"shape": s, "dtype": arguments.dtype, "directions": [direction]} for s in shapes]},
             "implementations": arguments.backend or every,
             "peers": list(peers(op)) if arguments.peers else [],
         },
@@ -290,40 +311,60 @@ def _shape(text: str) -> list[int]:
         raise ValueError(f"--shape is {text!r}; expected sizes such as 16384x4096, or a shape's name") from None
 
 
-def _without_gpu(bench: list[Experiment]) -> int:
-    """What can be said honestly where nothing can be timed: the configs are valid, and what the work amounts to."""
-    from lab.benchmark import config, records
-    from lab.benchmark.tables import Table, shape_text
+def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:
+    """The same where the arguments are about a model."""
+    from lab.benchmark import config
+    from lab.benchmark.models import PHASES
+    from lab.core.config import MODELS
+    from lab.core.cost import LAYERS
 
-    experiments = [*bench, *map(config.load, config.names())]
-    for experiment in experiments:
-        try:
-            ceilings, gpu = (record := records.published(experiment.name)).ceilings, record.environment.gpu
-        except FileNotFoundError:
-            ceilings, gpu = None, ""
-        rows = []
-        for workload in experiment.workloads:
-            operator = registry.operator(workload.operator)
-            cost = operator.cost(workload.shape, workload.torch_dtype, workload.direction)
-            rows.append(
-                [
-                    f"{workload.operator} {workload.direction}",
-                    shape_text(workload.shape),
-                    f"{cost.bytes / 1e6:.1f}",
-                    f"{cost.flops / 1e6:.1f}",
-                    f"{cost.intensity:.2f}",
-                    f"{ceilings.floor_us(cost):.1f}" if ceilings else "-",
-                ]
-            )
-        header = ["operator", "shape", "MB", "MFLOP", "FLOP/B", "floor us"]
-        print(f"{experiment.name}: the config is valid{f'; floors at the ceilings of {gpu}' if gpu else ''}")
-        print(textwrap.indent(Table(header, rows).text(), "  "))
+    if arguments.level != "layer" and arguments.module:
+        raise ValueError("--module goes with --level layer")
+    name = arguments.model or ("tiny" if arguments.smoke else None)
+    if name not in MODELS:
+        is_it = f"is {name!r}" if name else "is missing"
+        raise ValueError(f"--model {is_it}; expected one of {', '.join(MODELS)}")
+    modules: list[dict] = [{}]
+    if arguments.level == "layer":
+        modules = [{"module": module} for module in ([arguments.module] if arguments.module else LAYERS)]
+    tokens = min(64 if arguments.smoke else 2048, MODELS[name].max_position_embeddings - 1)
+    sizes = {
+        "batch": 1 if arguments.batch is None else arguments.batch,
+        "tokens": tokens if arguments.tokens is None else arguments.tokens,
+        "dtype": arguments.dtype,
+    }
+    workloads = [
+        {"level": arguments.level, "phase": phase, **sizes, **module}
+        for module in modules
+        for phase in ([arguments.phase] if arguments.phase else PHASES)
+    ]
+    return config.parse(
+        f"bench-{name}",
+        {
+            "seed": 0,
+            "samples": {"min": 5, "max": 10} if arguments.smoke else {"min": 20, "max": 60},
+            "models": {name: workloads},
+            "backends": arguments.backend or ["torch", "auto"],
+            "compile": [False, True] if arguments.compile else [False],
+        },
+    )
+
+
+def _without_gpu(bench: list[Experiment]) -> int:
+    """What can be said honestly where nothing can be timed."""
+    from lab.benchmark import config
+    from lab.benchmark.estimates import estimates
+
+    for ad_hoc, experiments in ((True, bench), (False, map(config.load, config.names()))):
+        for experiment in experiments:
+            for part in estimates(experiment, ad_hoc):
+                print(part)
     print("Nothing was timed: this machine has no GPU.")
     return 0
 
 
 def _print_record(record: Record) -> None:
-    from lab.benchmark.tables import ladder_table
+    from lab.benchmark.tables import ladder_table, model_table
 
     c = record.ceilings
     product = f"{c.matmul_dtype} product {c.matmul_tflops:.0f} TFLOP/s"
@@ -331,16 +372,12 @@ def _print_record(record: Record) -> None:
     for op, direction, shape, dtype in dict.fromkeys(row.workload for row in record.rows):
         print(f"\n{op}, {dtype}")
         print(ladder_table(record, op, direction, shape).text())
-    _print_failures(record)
-
-
-def _print_failures(record: Record) -> None:
-    from lab.benchmark.tables import shape_text
-
-    for row in record.rows:
+    for workload in record.model_workloads():
+        print()
+        print(model_table(record, workload).text())
+    for row in record.all_rows:
         if row.error:
-            where = f"not timed: {row.operator} {row.direction} {shape_text(row.shape)} {row.label}: "
-            _wrapped(where, row.error, "")
+            _wrapped(f"not timed: {row}: ", row.error, "")
 
 
 def _json_text(measured: list[Record]) -> str:
@@ -352,11 +389,13 @@ def _json_text(measured: list[Record]) -> str:
 def _csv_text(measured: list[Record]) -> str:
     lines = []
     for record in measured:
-        for row in record.rows:
+        for row in record.all_rows:
             flat = asdict(row)
-            timing = flat.pop("timing") or {}
-            flat |= {"shape": "x".join(map(str, row.shape)), "notes": "; ".join(row.notes)}
-            lines.append({"gpu": record.environment.gpu, **flat, **timing})
+            timing, workload = flat.pop("timing") or {}, flat.pop("workload", {})
+            flat |= {name: "x".join(map(str, size)) for name, size in flat.items() if name == "shape"}
+            ran = flat.pop("implementations", {})
+            flat |= {"implementations": ",".join(f"{op}={rung}" for op, rung in ran.items())} if ran else {}
+            lines.append({"gpu": record.environment.gpu, **workload, **flat, "notes": "; ".join(row.notes), **timing})
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
     writer.writeheader()
@@ -401,6 +440,8 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ValueError(f"no published record{'' if arguments.all else f' of experiment {arguments.experiment!r}'}")
     for name, path in paths:
         print(report.write(records.read(path), arguments.output / name / path.stem, arguments.html))
+    if arguments.all and (missing := report.not_recorded()):
+        print(f"not yet recorded: {', '.join(missing)}", file=sys.stderr)
     return 0
 
 

@@ -72,7 +72,7 @@ def test_ops_says_why_a_rung_cannot_run(capsys, monkeypatch):
         (["bench", "--op", "rmsnorm", "--shape", "12by3"], "lab bench: --shape is '12by3'"),
         (["bench", "--op", "rmsnorm", "--shape", "12"], "expected 2 numbers: rows, columns"),
         (["bench", "--op", "rmsnorm", "--dtype", "int8"], "dtype is 'int8'; expected one of float16"),
-        (["record", "nothing"], "lab record: unknown experiment 'nothing'; expected one of rmsnorm"),
+        (["record", "nothing"], "lab record: unknown experiment 'nothing'; expected one of baseline_torch"),
         (["reproduce", "nothing"], "lab reproduce: unknown experiment 'nothing'"),
         (["report", "nothing"], "lab report: no published record of experiment 'nothing'"),
         (["report"], "lab report: expected either the NAME of an experiment or --all"),
