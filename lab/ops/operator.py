@@ -15,6 +15,7 @@ from lab.backends.registry import BackendUnavailable, Implementation
 from lab.ops.autograd import differentiable
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPE_NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in FLOATING)
 
 
 @dataclass(frozen=True)
