@@ -7,8 +7,8 @@ from lab.backends.registry import Implementation
 
 
 def aligned(x):
-    """x, or a copy for PyTorch's fused GPU kernels, which fail on what they cannot load 16 bytes at a time. Inductor makes
-    such copies itself."""
+    """x, or a copy for PyTorch's fused GPU kernels, which fail on what they cannot load 16 bytes at a time. Inductor
+    makes such copies itself."""
     if not x.is_cuda or torch.compiler.is_compiling():
         return x
     steps = (x.storage_offset(), *x.stride()[:-1])
