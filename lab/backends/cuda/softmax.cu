@@ -51,7 +51,13 @@ template <typename A> struct Normalizer { A m, s; };
 
 template <typename A> __device__ inline A log2_e() { return A(1.442695040888963407); }
 
-// 2^v: one instruction in float, where exp takes a dozen, which at full bandwidth is more than a GPU has time for.
+// x log2 e, rounded: were the product contracted into a sum that it is used in, and not into another, the two would not
+// speak of the same maximum.
+__device__ inline float in_base_2(float x) { return __fmul_rn(x, log2_e<float>()); }
+__device__ inline double in_base_2(double x) { return __dmul_rn(x, log2_e<double>()); }
+
+// 2^v: one instruction in float, where exp takes a dozen, which at full bandwidth is more than a GPU has time for. What is
+// too small for a normal number is 0, which is all the same in a sum that holds a 1.
 __device__ inline double power_of_2(double v) { return exp2(v); }
 __device__ inline float power_of_2(float v) {
   float result;
@@ -59,8 +65,16 @@ __device__ inline float power_of_2(float v) {
   return result;
 }
 
-// e^(x - m). The product is not rounded before the difference is taken: fma.
-template <typename A> __device__ inline A power(A x, A origin) { return power_of_2(fma(x, log2_e<A>(), -origin)); }
+// The same for a result of its own, which may be as small as can be.
+__device__ inline double small_power_of_2(double v) { return exp2(v); }
+__device__ inline float small_power_of_2(float v) {
+  float result;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(result) : "f"(v));
+  return result;
+}
+
+// log2 of e^(x - m). The product is not rounded before the difference is taken.
+template <typename A> __device__ inline A exponent(A x, A origin) { return fma(x, log2_e<A>(), -origin); }
 
 template <typename A> __device__ inline Normalizer<A> nothing() { return {A(-CUDART_INF), A(0)}; }
 
@@ -114,9 +128,9 @@ __global__ __launch_bounds__(THREADS) void softmax_forward_vectorized(const T* x
     Normalizer<A> part = nothing<A>();
 #pragma unroll
     for (int i = 0; i < VEC; ++i) part.m = fmax(part.m, widen(value.at[i]));
-    part.m *= log2_e<A>();
+    part.m = in_base_2(part.m);
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) part.s += power(widen(value.at[i]), origin_of(part.m));
+    for (int i = 0; i < VEC; ++i) part.s += power_of_2(exponent(widen(value.at[i]), origin_of(part.m)));
     row = merge(row, part);
   }
   row = cluster_merge<THREADS, 1>(row, scratch);
@@ -124,7 +138,7 @@ __global__ __launch_bounds__(THREADS) void softmax_forward_vectorized(const T* x
   for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
     V value = *(const V*)(x + v * VEC), out;
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(power(widen(value.at[i]), origin) * inverse);
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(small_power_of_2(exponent(widen(value.at[i]), origin)) * inverse);
     store_streaming(y + v * VEC, out);
   }
 }
@@ -207,13 +221,13 @@ __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_s
 #pragma unroll
     for (int i = 0; i < VEC; ++i) row.m = fmax(row.m, widen(held[k].at[i]));
   }
-  row.m *= log2_e<A>();
+  row.m = in_base_2(row.m);
   stay_packed(held);
 #pragma unroll
   for (int k = 0; k < HELD; ++k) {
     if (!share.has(k)) continue;
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) row.s += power(widen(held[k].at[i]), origin_of(row.m));
+    for (int i = 0; i < VEC; ++i) row.s += power_of_2(exponent(widen(held[k].at[i]), origin_of(row.m)));
   }
   stay_packed(held);
   if constexpr (CLUSTER > 1) cluster_wait();
@@ -228,7 +242,7 @@ __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_s
     if (!share.has(k)) continue;
     V out;
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(power(widen(held[k].at[i]), origin) * inverse);
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(small_power_of_2(exponent(widen(held[k].at[i]), origin)) * inverse);
     store_streaming(y + share.at(k) * VEC, out);
   }
 }
