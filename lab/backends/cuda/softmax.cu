@@ -43,63 +43,66 @@ __global__ void softmax_backward_naive(const T* dy, int64 dy_stride, const T* y,
   for (int64 c = threadIdx.x; c < columns; c += blockDim.x) dx[c] = narrow<T>(widen(y[c]) * (widen(dy[c]) - d));
 }
 
+// e^v. For 16-bit numbers, of which a GPU at full bandwidth has no time for exp's dozen instructions: as the square of
+// 2^(v log2(e) / 2), in four. (Squared, because the instruction gives 0 for what a small result's own exponent can say.)
+template <typename T, typename A> __device__ inline A power(A v) {
+  if constexpr (sizeof(T) > 2) return exp(v);
+  float root;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"((float)v * 0.7213475204444817f));
+  return root * root;
+}
+
+// The largest of VEC elements, in their own dtype; 16-bit ones two at a time. As fmax, it passes over NaN.
+template <typename T, int VEC> __device__ inline T largest(const Vector<T, VEC>& v) {
+  T m = v.at[0];
+#pragma unroll
+  for (int i = 1; i < VEC; ++i) m = fmax(m, v.at[i]);
+  return m;
+}
+template <int VEC> __device__ inline __half largest(const Vector<__half, VEC>& v) {
+  if constexpr (VEC == 1) return v.at[0];
+  __half2 m = *(const __half2*)v.at;
+#pragma unroll
+  for (int i = 2; i < VEC; i += 2) m = __hmax2(m, *(const __half2*)(v.at + i));
+  return __hmax(m.x, m.y);
+}
+template <int VEC> __device__ inline __nv_bfloat16 largest(const Vector<__nv_bfloat16, VEC>& v) {
+  if constexpr (VEC == 1) return v.at[0];
+  __nv_bfloat162 m = *(const __nv_bfloat162*)v.at;
+#pragma unroll
+  for (int i = 2; i < VEC; i += 2) m = __hmax2(m, *(const __nv_bfloat162*)(v.at + i));
+  return __hmax(m.x, m.y);
+}
+
 // The online normalizer: the maximum m of a part of a row, and the sum s of e^(x - m) over that part. Where two parts
-// meet, their sums are scaled to the larger maximum. All of it in powers of 2: e^x is 2^(x log2 e), and m is the maximum
-// of x log2 e ---------------------------------------------------------------------------------------------------------
+// meet, their sums are scaled to the larger maximum ------------------------------------------------------------------
 
 template <typename A> struct Normalizer { A m, s; };
-
-template <typename A> __device__ inline A log2_e() { return A(1.442695040888963407); }
-
-// x log2 e, rounded: were the product contracted into a sum that it is used in, and not into another, the two would not
-// speak of the same maximum.
-__device__ inline float in_base_2(float x) { return __fmul_rn(x, log2_e<float>()); }
-__device__ inline double in_base_2(double x) { return __dmul_rn(x, log2_e<double>()); }
-
-// 2^v: one instruction in float, where exp takes a dozen, which at full bandwidth is more than a GPU has time for. What is
-// too small for a normal number is 0, which is all the same in a sum that holds a 1.
-__device__ inline double power_of_2(double v) { return exp2(v); }
-__device__ inline float power_of_2(float v) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(v));
-  return result;
-}
-
-// The same for a result of its own, which may be as small as can be.
-__device__ inline double small_power_of_2(double v) { return exp2(v); }
-__device__ inline float small_power_of_2(float v) {
-  float result;
-  asm("ex2.approx.f32 %0, %1;" : "=f"(result) : "f"(v));
-  return result;
-}
-
-// log2 of e^(x - m). The product is not rounded before the difference is taken.
-template <typename A> __device__ inline A exponent(A x, A origin) { return fma(x, log2_e<A>(), -origin); }
 
 template <typename A> __device__ inline Normalizer<A> nothing() { return {A(-CUDART_INF), A(0)}; }
 
 // What to subtract in the exponent. -inf less -inf would be NaN; with 0 instead, e^-inf is the 0 that it should be.
 template <typename A> __device__ inline A origin_of(A m) { return m == A(-CUDART_INF) ? A(0) : m; }
 
-template <typename A> __device__ inline Normalizer<A> merge(Normalizer<A> a, Normalizer<A> b) {
+template <typename T, typename A> __device__ inline Normalizer<A> merge(Normalizer<A> a, Normalizer<A> b) {
   A m = fmax(a.m, b.m), origin = origin_of(m);
-  return {m, a.s * power_of_2(a.m - origin) + b.s * power_of_2(b.m - origin)};
+  return {m, a.s * power<T>(a.m - origin) + b.s * power<T>(b.m - origin)};
 }
 
 // Over LANES neighbouring threads of a warp (a power of two), returned to each of them. The maximum first: then every
 // sum is scaled only once.
-template <int LANES, typename A> __device__ inline Normalizer<A> warp_merge(Normalizer<A> mine) {
+template <typename T, int LANES, typename A> __device__ inline Normalizer<A> warp_merge(Normalizer<A> mine) {
   A m = mine.m;
   for (int offset = LANES / 2; offset > 0; offset /= 2) m = fmax(m, __shfl_xor_sync(0xffffffff, m, offset));
-  return {m, warp_sum<LANES>(mine.s * power_of_2(mine.m - origin_of(m)))};
+  return {m, warp_sum<LANES>(mine.s * power<T>(mine.m - origin_of(m)))};
 }
 
 // Over all threads of all CLUSTER blocks, returned to every thread; scratch: one a warp of the cluster.
-template <int THREADS, int CLUSTER, typename A>
+template <typename T, int THREADS, int CLUSTER, typename A>
 __device__ inline Normalizer<A> cluster_merge(Normalizer<A> mine, Normalizer<A>* scratch) {
   constexpr int WARPS = THREADS / 32;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  mine = warp_merge<32>(mine);
+  mine = warp_merge<T, 32>(mine);
   if constexpr (CLUSTER == 1) {
     if (lane == 0) scratch[warp] = mine;
     __syncthreads();
@@ -109,8 +112,8 @@ __device__ inline Normalizer<A> cluster_merge(Normalizer<A> mine, Normalizer<A>*
     cluster_barrier();
   }
   mine = nothing<A>();
-  for (int i = lane; i < WARPS * CLUSTER; i += 32) mine = merge(mine, scratch[i]);
-  return warp_merge<32>(mine);
+  for (int i = lane; i < WARPS * CLUSTER; i += 32) mine = merge<T>(mine, scratch[i]);
+  return warp_merge<T, 32>(mine);
 }
 
 // vectorized: 16-byte loads, warp shuffles, maximum and sum in one look; the row is read again for the quotient -------
@@ -126,19 +129,17 @@ __global__ __launch_bounds__(THREADS) void softmax_forward_vectorized(const T* x
   for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
     V value = *(const V*)(x + v * VEC);
     Normalizer<A> part = nothing<A>();
+    part.m = fmax(part.m, widen(largest(value)));
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) part.m = fmax(part.m, widen(value.at[i]));
-    part.m = in_base_2(part.m);
-#pragma unroll
-    for (int i = 0; i < VEC; ++i) part.s += power_of_2(exponent(widen(value.at[i]), origin_of(part.m)));
-    row = merge(row, part);
+    for (int i = 0; i < VEC; ++i) part.s += power<T>(widen(value.at[i]) - origin_of(part.m));
+    row = merge<T>(row, part);
   }
-  row = cluster_merge<THREADS, 1>(row, scratch);
+  row = cluster_merge<T, THREADS, 1>(row, scratch);
   A origin = origin_of(row.m), inverse = 1 / row.s;
   for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
     V value = *(const V*)(x + v * VEC), out;
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(small_power_of_2(exponent(widen(value.at[i]), origin)) * inverse);
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(power<T>(widen(value.at[i]) - origin) * inverse);
     store_streaming(y + v * VEC, out);
   }
 }
@@ -217,24 +218,21 @@ __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_s
   Normalizer<A> row = nothing<A>();
 #pragma unroll
   for (int k = 0; k < HELD; ++k) {
-    if (!share.has(k)) continue;
-#pragma unroll
-    for (int i = 0; i < VEC; ++i) row.m = fmax(row.m, widen(held[k].at[i]));
+    if (share.has(k)) row.m = fmax(row.m, widen(largest(held[k])));
   }
-  row.m = in_base_2(row.m);
   stay_packed(held);
 #pragma unroll
   for (int k = 0; k < HELD; ++k) {
     if (!share.has(k)) continue;
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) row.s += power_of_2(exponent(widen(held[k].at[i]), origin_of(row.m)));
+    for (int i = 0; i < VEC; ++i) row.s += power<T>(widen(held[k].at[i]) - origin_of(row.m));
   }
   stay_packed(held);
   if constexpr (CLUSTER > 1) cluster_wait();
   if constexpr (LANES <= 32) {
-    row = warp_merge<LANES>(row);
+    row = warp_merge<T, LANES>(row);
   } else {
-    row = cluster_merge<LANES, CLUSTER>(row, scratch);
+    row = cluster_merge<T, LANES, CLUSTER>(row, scratch);
   }
   A origin = origin_of(row.m), inverse = 1 / row.s;
 #pragma unroll
@@ -242,7 +240,7 @@ __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_s
     if (!share.has(k)) continue;
     V out;
 #pragma unroll
-    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(small_power_of_2(exponent(widen(held[k].at[i]), origin)) * inverse);
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(power<T>(widen(held[k].at[i]) - origin) * inverse);
     store_streaming(y + share.at(k) * VEC, out);
   }
 }
