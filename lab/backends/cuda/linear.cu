@@ -377,7 +377,7 @@ __device__ inline void barrier_wait(unsigned barrier, int parity) {
 __device__ inline void barrier_arrive(unsigned barrier, unsigned rank) {
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
@@ -524,7 +524,7 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
   extern __shared__ __align__(1024) unsigned char memory[];  // the ring, two panels of c a warpgroup, the barriers
   unsigned ring = shared_address(memory), panels = ring + STAGES * STAGE_BYTES;
   unsigned full = panels + OUTPUT_BYTES, empty = full + STAGES * 8;
-  int warpgroup = threadIdx.x / 128, rank = 0;
+  int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0), rank = 0;  // one for the warp, as the compiler now sees
   if constexpr (CLUSTER > 1) rank = cluster_rank();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < STAGES; ++stage) {
