@@ -155,8 +155,8 @@ class TensorMap:
     """An argument of a launch: what the tensor memory accelerator (TMA) must know of a matrix to move boxes of it, in
     which what lies outside is read as zero and not written.
 
-    matrix: (rows, columns), float16 or bfloat16, unit stride in its second dimension, and in its first, as its address, a
-    multiple of 16 bytes. box: rows and columns; 64 columns, whose eight chunks of 16 bytes are swizzled in shared memory.
+    matrix: (rows, columns), float16 or bfloat16, unit stride in its second dimension; its address and the stride of its
+    first are multiples of 16 bytes. box: rows and columns; 64 columns, which are 128 bytes, swizzled in shared memory.
     """
 
     matrix: torch.Tensor

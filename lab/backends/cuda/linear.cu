@@ -62,8 +62,8 @@ __global__ __launch_bounds__(1024) void linear_shared(const T* a, int64 a_stride
   c[row * n + column] = narrow<T>(sum);
 }
 
-// register: a thread has 8 x 8 elements of c, so that what it reads from shared memory it uses 8 times; the next tile is
-// under way from memory, 16 bytes at a time, while this one is multiplied ---------------------------------------------
+// register: a thread has 8 x 8 elements of c, and uses 8 times what it reads from shared memory; the next tile is under
+// way from memory, 16 bytes at a time, while this one is multiplied ---------------------------------------------------
 
 constexpr int SIDE = 128;  // of the tile of c that a block of 16 x 16 threads has
 
@@ -156,8 +156,8 @@ __global__ __launch_bounds__(256) void linear_register(const T* a, int64 a_strid
 
 // Tiles for tensor cores: in shared memory a tile of an operand is made up of panels of 64 rows of 128 bytes, 64
 // elements. A row of a panel is along k, and the panels follow each other across it, or the other way round, as the
-// operand lies in memory. The 8 chunks of 16 bytes of row r are in the order chunk ^ r % 8: then 8 rows' chunks of a
-// column, which tensor cores read together, are in different banks -----------------------------------------------------
+// operand lies in memory. Chunk i of the 8 chunks of 16 bytes of row r lies at i ^ r % 8: then 8 rows' chunks of one
+// column, which tensor cores read together, are in different banks ----------------------------------------------------
 
 constexpr int PANEL = 64;
 constexpr int PANEL_BYTES = PANEL * 128;
@@ -170,8 +170,8 @@ template <bool ALONG_K> __device__ inline unsigned place_in_tile(int i, int alon
   return i / PANEL * PANEL_BYTES + place;
 }
 
-// First row and column of a tile of c, counted in tiles. Tiles are counted group by group, a group being `group` rows of
-// tiles, and in a group column by column: those at work at the same time share what L2 holds.
+// Row and column of a tile of c, both counted in tiles. Tiles are counted group by group, a group being `group` rows of
+// them, and in a group column by column: those at work at the same time share what L2 holds.
 struct TilePlace {
   int row, column;
 
@@ -209,7 +209,7 @@ template <bool BIAS, typename T> __device__ inline float bias_of(const T* bias, 
   return 0;
 }
 
-// mma: a warp multiplies with its tensor cores; tiles are copied into a ring of STAGES places in shared memory, past the
+// mma: a warp multiplies with tensor cores; tiles are copied into a ring of STAGES places in shared memory, past the
 // registers, while the ones before are multiplied ---------------------------------------------------------------------
 
 // 16 bytes from memory to shared memory, without waiting; zeros past the first `bytes` of them, and no others are read.
@@ -385,7 +385,8 @@ __device__ inline void barrier_arrive(unsigned barrier, unsigned rank) {
 // Begins to copy a panel into shared memory, swizzled; the barrier counts its bytes. x is along its rows.
 __device__ inline void load_panel(unsigned to, const TensorMap* map, int x, int y, unsigned barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
       "l"(map), "r"(x), "r"(y), "r"(barrier)
       : "memory");
 }
@@ -430,8 +431,8 @@ template <int COUNT> __device__ inline void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-// The description of a tile by which wgmma reads it: its address, how far it is from 8 rows of a panel to the next 8 and,
-// where rows are across k, from a panel to the next; and that chunks are swizzled in rows of 128 bytes.
+// The description of a tile by which wgmma reads it: its address; how far it is from 8 rows of a panel to the next 8
+// and, where rows are across k, from a panel to the next; and that chunks are swizzled in rows of 128 bytes.
 template <bool ALONG_K> __device__ inline unsigned long long description(unsigned address) {
   constexpr unsigned long long EIGHT_ROWS = 8 * 128, NEXT = ALONG_K ? 16 : PANEL_BYTES, SWIZZLE_128 = 1;
   return (address & 0x3ffff) >> 4 | NEXT >> 4 << 16 | EIGHT_ROWS >> 4 << 32 | SWIZZLE_128 << 62;
@@ -524,7 +525,7 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
   extern __shared__ __align__(1024) unsigned char memory[];  // the ring, two panels of c a warpgroup, the barriers
   unsigned ring = shared_address(memory), panels = ring + STAGES * STAGE_BYTES;
   unsigned full = panels + OUTPUT_BYTES, empty = full + STAGES * 8;
-  int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0), rank = 0;  // one for the warp, as the compiler now sees
+  int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0), rank = 0;  // so the compiler sees: one for a warp
   if constexpr (CLUSTER > 1) rank = cluster_rank();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < STAGES; ++stage) {
@@ -612,8 +613,9 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
             int64 at_column = column + p * PANEL + j + lane % 4 * 2;
             float b0 = bias_of<BIAS>(bias, at_column, n), b1 = bias_of<BIAS>(bias, at_column + 1, n);
             float b8 = bias_of<BIAS>(bias, at_column + 8, n), b9 = bias_of<BIAS>(bias, at_column + 9, n);
-            store_matrices(panel + place_in_panel(warp * 16 + lane % 16, j / 8 + lane / 16), pack<T>(s[0] + b0, s[1] + b1),
-                           pack<T>(s[2] + b0, s[3] + b1), pack<T>(s[4] + b8, s[5] + b9), pack<T>(s[6] + b8, s[7] + b9));
+            store_matrices(panel + place_in_panel(warp * 16 + lane % 16, j / 8 + lane / 16),
+                           pack<T>(s[0] + b0, s[1] + b1), pack<T>(s[2] + b0, s[3] + b1),
+                           pack<T>(s[4] + b8, s[5] + b9), pack<T>(s[6] + b8, s[7] + b9));
           }
           fence_for_copies();
           warpgroup_barrier(warpgroup);

@@ -1,10 +1,9 @@
 """Launchers of `linear.cu`, in the order in which the chapter teaches its kernels. The mathematics is in
 `lab/ops/linear.py`.
 
-Its three products are one, c = a b (+ bias) of a (m, k) and b (k, n), as in `lab/backends/triton/linear.py`; a transpose
-is a view. float16 and bfloat16 are multiplied by tensor cores where a rung uses them, and summed in float32. float32 is
-multiplied in full and not in TF32, and float64 in float64: tensor cores have no such products that kernels here use,
-so the rungs after `register` take `register`'s way with them.
+Its three products are one, c = a b (+ bias) of a (m, k) and b (k, n), as in `lab/backends/triton/linear.py`; a
+transpose is a view. float16 and bfloat16 are summed in float32. float32 is multiplied in full and not in TF32, and
+float64 in float64: the rungs that use tensor cores, for half precision only, multiply both as `register` does.
 """
 
 from pathlib import Path
@@ -37,6 +36,7 @@ def _launch(kernel: str, template: tuple, grid: int, block: int, *args, **option
 
 
 def _tiles(m: int, n: int, side_m: int, side_n: int) -> int:
+    """How many tiles of side_m x side_n make up an m x n matrix."""
     return -(-m // side_m) * -(-n // side_n)
 
 
@@ -57,7 +57,7 @@ class Operand(NamedTuple):
 
 
 def _operands(a, b) -> tuple[Operand, Operand]:
-    return tuple(Operand(matrix, matrix.stride(1) == 1) for matrix in (a, b.mT))
+    return Operand(a, a.stride(1) == 1), Operand(b.mT, b.stride(0) == 1)
 
 
 def _product(kernel, template, grid, block, left, right, bias, c, *args, **options) -> None:
@@ -74,21 +74,23 @@ def _product(kernel, template, grid, block, left, right, bias, c, *args, **optio
 
 
 def product_naive(a, b, bias=None):
-    c = a.new_empty(a.shape[0], b.shape[1])
-    _product("linear_naive", (), _tiles(*c.shape, 16, 16), 256, *_operands(a, b), bias, c)
+    m, n = a.shape[0], b.shape[1]
+    c = a.new_empty(m, n)
+    _product("linear_naive", (), _tiles(m, n, 16, 16), 256, *_operands(a, b), bias, c)
     return c
 
 
 def product_shared(a, b, bias=None):
-    c = a.new_empty(a.shape[0], b.shape[1])
-    _product("linear_shared", (), _tiles(*c.shape, 32, 32), 1024, *_operands(a, b), bias, c)
+    m, n = a.shape[0], b.shape[1]
+    c = a.new_empty(m, n)
+    _product("linear_shared", (), _tiles(m, n, 32, 32), 1024, *_operands(a, b), bias, c)
     return c
 
 
 def product_register(a, b, bias=None):
-    c, (left, right) = a.new_empty(a.shape[0], b.shape[1]), _operands(a, b)
-    widths = vector_width(left.rows), vector_width(right.rows)
-    _product("linear_register", widths, _tiles(*c.shape, 128, 128), 256, left, right, bias, c)
+    m, n, (left, right) = a.shape[0], b.shape[1], _operands(a, b)
+    c, widths = a.new_empty(m, n), (vector_width(left.rows), vector_width(right.rows))
+    _product("linear_register", widths, _tiles(m, n, 128, 128), 256, left, right, bias, c)
     return c
 
 
@@ -129,7 +131,7 @@ def _for_tensor_cores(operand: Operand) -> Operand:
 
 
 class WarpTile(NamedTuple):
-    """block_m x block_n elements of c to a block, shared out over warps_m x warps_n warps; stages: places of the ring."""
+    """block_m x block_n elements of c to a block, shared out over warps_m x warps_n warps. stages: of the ring."""
 
     block_m: int
     block_n: int
@@ -150,11 +152,10 @@ def plan_mma(m: int, n: int, gpu: GPU) -> WarpTile:
 def product_mma(a, b, bias=None):
     if a.element_size() > 2:
         return product_register(a, b, bias)
-    left, right = map(_for_tensor_cores, _operands(a, b))
-    c = a.new_empty(a.shape[0], b.shape[1])
-    tile = plan_mma(*c.shape, gpu_of(a.device))
+    m, n, (left, right) = a.shape[0], b.shape[1], map(_for_tensor_cores, _operands(a, b))
+    c, tile = a.new_empty(m, n), plan_mma(m, n, gpu_of(a.device))
     _product(
-        "linear_mma", tile, _tiles(*c.shape, tile.block_m, tile.block_n), 32 * tile.warps_m * tile.warps_n,
+        "linear_mma", tile, _tiles(m, n, tile.block_m, tile.block_n), 32 * tile.warps_m * tile.warps_n,
         left, right, bias, c, GROUP, shared=tile.stages * (tile.block_m + tile.block_n) * 128,
     )  # fmt: skip
     return c
@@ -221,9 +222,9 @@ def _wgmma(left, right, bias, c, schedule):
 def product_wgmma(a, b, bias=None):
     if a.element_size() > 2:
         return product_register(a, b, bias)
-    left, right = map(_for_tensor_cores, _operands(a, b))
-    c = a.new_empty(a.shape[0], b.shape[1])
-    _wgmma(left, right, bias, c, plan_wgmma(*c.shape, a.shape[1], gpu_of(a.device)))
+    (m, k), n, (left, right) = a.shape, b.shape[1], map(_for_tensor_cores, _operands(a, b))
+    c = a.new_empty(m, n)
+    _wgmma(left, right, bias, c, plan_wgmma(m, n, k, gpu_of(a.device)))
     return c
 
 
@@ -253,6 +254,6 @@ LADDER = [
           product_register),
     _rung("mma", "tensor cores by the warp (float16, bfloat16): ldmatrix, swizzled tiles, a ring that cp.async fills",
           product_mma, needs_capability(8, 0, "Ampere's tensor cores and cp.async")),
-    _rung("wgmma", "Hopper's tensor cores by the warpgroup, tiles by TMA, warps that only load, blocks that stay; a sum "
-          "over k is split where y has few tiles", product_wgmma, is_not_hopper),
+    _rung("wgmma", "Hopper's tensor cores by the warpgroup, TMA, warps that only load, blocks that stay; the sum over k "
+          "split where y has few tiles", product_wgmma, is_not_hopper),
 ]  # fmt: skip
