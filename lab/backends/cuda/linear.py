@@ -254,6 +254,6 @@ LADDER = [
           product_register),
     _rung("mma", "tensor cores by the warp (float16, bfloat16): ldmatrix, swizzled tiles, a ring that cp.async fills",
           product_mma, needs_capability(8, 0, "Ampere's tensor cores and cp.async")),
-    _rung("wgmma", "Hopper's tensor cores by the warpgroup, TMA, warps that only load, blocks that stay; the sum over k "
-          "split where y has few tiles", product_wgmma, is_not_hopper),
+    _rung("wgmma", "Hopper's tensor cores by the warpgroup, TMA, warps that only load, blocks that stay; the sum over "
+          "k split where y has few tiles", product_wgmma, is_not_hopper),
 ]  # fmt: skip
