@@ -136,7 +136,7 @@ def test_non_finite_inputs(implementation, value, seed):
 
 
 def check_many_rows(implementation, shape, dtype, seed, chunk):
-    """The last rows of y and dx, and all of dweight and dbias, their reference made `chunk` rows at a time. The bound is
+    """The last rows of y and dx, and all of dweight and dbias, the reference made `chunk` rows at a time. The bound is
     without PyTorch's own error."""
     (x, weight, bias), (dy,) = tried(shape, dtype, seed)
     (y,) = implementation.forward(x, weight, bias)
