@@ -12,6 +12,7 @@ from test_numerics import BEST, DEVICE, HALF, HERE, ON_GPU
 
 import lab
 from lab.backends import registry
+from lab.backends.cuda.compile import TensorMap
 from lab.backends.dry_run import launches_of
 from lab.backends.hardware import ARCHITECTURES, assume
 from lab.backends.triton import linear as kernels
@@ -205,12 +206,56 @@ def lacks_nothing(implementation, arch: str) -> bool:
         ("triton", (16, 4096, 4096), "sm_90", "forward", ["split", "add_splits"]),
         ("triton", (256, 4096, 4096), "sm_90", "forward", ["split", "add_splits"]),
         ("triton", (8192, 64, 64), "sm_75", "backward", ["tiled", "split", "add_splits", *["column_sums"] * 2]),
-        ("cuda", (8192, 4096, 4096), "sm_90", "backward", [*["register"] * 2, *["column_sums"] * 2]),
-        ("cuda", (16, 14336, 4096), "sm_75", "backward", ["register", "register", "column_sums"]),
+        ("cuda", (8192, 4096, 4096), "sm_90", "backward", [*["wgmma"] * 2, *["column_sums"] * 2]),
+        ("cuda", (16, 4096, 4096), "sm_90", "forward", ["wgmma", "add_splits"]),
+        ("cuda", (16, 14336, 4096), "sm_90", "backward", ["wgmma", "add_splits", "wgmma", "column_sums"]),
+        ("cuda", (8192, 4096, 4096), "sm_100", "forward", ["mma"]),
+        ("cuda", (8192, 4096, 4096), "sm_75", "forward", ["register"]),
     ],
 )
 def test_the_best_rung_chooses_by_shape_and_gpu(backend, shape, arch, direction, kernels):
     assert launched(backend, shape, arch, direction) == kernels
+
+
+@pytest.mark.parametrize("name", ["mma", "wgmma"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_tensor_cores_have_no_products_of_float32_and_float64(name, dtype):
+    launches = launches_of(rung(name, "cuda"), (64, 64, 64), dtype, "forward", ARCHITECTURES["sm_90"])
+    assert [launch.kernel.partition("<")[0] for launch in launches] == ["linear_register"]
+
+
+@pytest.mark.parametrize("name", ["mma", "wgmma"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (8192, 4096, 4096),
+        (16, 14336, 4096),
+        (1, 1, 1),
+        (64, 100, 9000),
+        (4099, 4097, 4001),
+        (300, 24, 8),
+        (70, 5, 50000),
+    ],
+    ids=str,
+)
+def test_what_is_launched_fits_the_gpu(name, shape):
+    """Shared memory, clusters, and what TMA asks of a matrix; and what is split adds up to k."""
+    for arch, gpu in ARCHITECTURES.items():
+        if not lacks_nothing(rung(name, "cuda"), arch):
+            continue
+        for launch in launches_of(rung(name, "cuda"), shape, torch.bfloat16, "both", gpu):
+            assert launch.options["shared"] <= gpu.shared_memory and launch.options["block"] <= 1024
+            assert launch.grid[0] > 0 and launch.grid[0] % launch.options["cluster"] == 0
+            maps = [value for value in launch.arguments.values() if isinstance(value, TensorMap)]
+            assert bool(maps) == ("wgmma" in launch.kernel)
+            for matrix in (each.matrix for each in maps):
+                assert matrix.stride(1) == 1 and matrix.stride(0) * matrix.element_size() % 16 == 0
+                assert matrix.stride(0) >= matrix.shape[1] and matrix.data_ptr() % 16 == 0
+            if maps:
+                _, _, _, _, _, _, _, k, depth, _ = launch.arguments.values()
+                splits = launch.arguments["0"].shape[0] if "SPLIT" in launch.kernel else 1
+                assert depth == k or depth % 64 == 0
+                assert (splits - 1) * depth < k <= splits * depth
 
 
 def test_a_gpu_that_is_not_in_the_table_has_the_tiles_of_the_one_before():
@@ -226,6 +271,8 @@ def test_a_gpu_that_is_not_in_the_table_has_the_tiles_of_the_one_before():
     [
         ("triton", "persistent", "9.0", {"sm_90", "sm_100", "sm_120"}),
         ("triton", "specialized", "9.0", {"sm_90"}),
+        ("cuda", "mma", "8.0", set(ARCHITECTURES) - {"sm_75"}),
+        ("cuda", "wgmma", "9.0", {"sm_90"}),
     ],
 )
 def test_rungs_that_need_a_gpu_of_some_kind_say_so(backend, name, needs, architectures):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -149,6 +150,92 @@ def _argument(value):
     return ctypes.c_longlong(value) if isinstance(value, int) else ctypes.c_double(value)
 
 
+@dataclass(frozen=True)
+class TensorMap:
+    """An argument of a launch: what the tensor memory accelerator (TMA) must know of a matrix to move boxes of it, in
+    which what lies outside is read as zero and not written.
+
+    matrix: (rows, columns), float16 or bfloat16, unit stride in its second dimension; its address and the stride of its
+    first are multiples of 16 bytes. box: rows and columns; 64 columns, which are 128 bytes, swizzled in shared memory.
+    """
+
+    matrix: torch.Tensor
+    box: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.matrix.dtype} {tuple(self.matrix.shape)} {self.matrix.stride()} in {self.box}"
+
+    def encoded(self) -> ctypes.Structure:
+        """As the driver has it. Raises RuntimeError if it refuses."""
+        matrix = self.matrix
+        return _encoded(matrix.data_ptr(), matrix.dtype, tuple(matrix.shape), matrix.stride(0), self.box)
+
+
+class _CUtensorMap(ctypes.Structure):
+    _fields_ = [("opaque", ctypes.c_uint64 * 16)]
+
+
+@lru_cache(maxsize=4096)
+def _encoded(address: int, dtype: torch.dtype, shape: tuple[int, int], stride: int, box: tuple[int, int]):
+    # By the driver itself: it wants the map at a multiple of 64 bytes, where cuda.bindings puts it by chance only; and
+    # cuda.core keeps the tensor alive and takes no box that is larger than it.
+    from cuda.bindings import driver
+
+    memory = ctypes.create_string_buffer(ctypes.sizeof(_CUtensorMap) + 64)
+    encoded = _CUtensorMap.from_buffer(memory, -ctypes.addressof(memory) % 64)
+    kind = driver.CUtensorMapDataType
+    status = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled(
+        ctypes.byref(encoded),
+        int(kind.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if dtype == torch.bfloat16 else kind.CU_TENSOR_MAP_DATA_TYPE_FLOAT16),
+        2,
+        ctypes.c_void_p(address),
+        (ctypes.c_uint64 * 2)(*reversed(shape)),
+        (ctypes.c_uint64 * 1)(stride * dtype.itemsize),
+        (ctypes.c_uint32 * 2)(*reversed(box)),
+        (ctypes.c_uint32 * 2)(1, 1),
+        int(driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
+        int(driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B),
+        int(driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B),
+        int(driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+    )
+    if status:
+        raise RuntimeError(f"a tensor map of {dtype} {shape}, stride {stride}, in {box} was refused: {status}")
+    return encoded
+
+
+@cache
+def _driver_config(stream: int, grid: int, block: int, shared: int, cluster: int):
+    from cuda.bindings import driver
+
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster, 1, 1
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes, config.hStream = shared, driver.CUstream(stream)
+    config.attrs, config.numAttrs = [attribute], 1
+    return config
+
+
+def _launch_with_maps(kernel, config, args: tuple) -> None:
+    """By the driver: cuda.core takes no tensor map that it has not made."""
+    from cuda.bindings import driver
+
+    values, kinds = zip(*map(_driver_argument, args))
+    (status,) = driver.cuLaunchKernelEx(config, driver.CUkernel(int(kernel.handle)), (values, kinds), 0)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise RuntimeError(f"the launch was refused: {status}")
+
+
+def _driver_argument(value) -> tuple:
+    if isinstance(value, TensorMap):
+        return value.encoded(), None
+    if isinstance(value, torch.Tensor):
+        return value.data_ptr(), ctypes.c_void_p
+    return (value, ctypes.c_longlong) if isinstance(value, int) else (value, ctypes.c_double)
+
+
 @cache
 def resident_clusters(source: str, name: str, cluster: int, block: int, shared: int, device: torch.device) -> int:
     """How many clusters of `cluster` blocks the GPU holds at once. A persistent kernel launched with more would run its
@@ -164,8 +251,8 @@ def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0
     """Compile `source` (once) and launch the kernel `name`, a C++ name expression such as "scale<float>".
 
     grid: blocks (with cluster > 1 a multiple of it); block: threads; args: the first is a tensor, whose GPU and current
-    stream are used; tensors arrive as pointers, int as `long long`, float as `double`. shared: dynamic shared memory in
-    bytes. Raises CompileError if NVRTC refuses the source.
+    stream are used; tensors arrive as pointers, int as `long long`, float as `double`, a `TensorMap` as itself. shared:
+    dynamic shared memory in bytes. Raises CompileError if NVRTC refuses the source.
     """
     device = args[0].device
     if launches.noting():
@@ -174,6 +261,9 @@ def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0
         compile = partial(_binary, source, name, target(gpu_of(device).capability), block, shared)
         launches.note(launches.Launch(name, "cuda", (source,), (grid,), arguments, options, compile))
         return
-    stream = _stream(torch.cuda.current_stream(device).cuda_stream)
+    stream = torch.cuda.current_stream(device).cuda_stream
     kernel = _kernel(source, name, device.index, shared)
-    _launcher()(stream, _config(grid, block, shared, cluster), kernel, *map(_argument, args))
+    if any(isinstance(arg, TensorMap) for arg in args):
+        _launch_with_maps(kernel, _driver_config(stream, grid, block, shared, cluster), args)
+    else:
+        _launcher()(_stream(stream), _config(grid, block, shared, cluster), kernel, *map(_argument, args))
