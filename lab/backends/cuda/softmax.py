@@ -58,7 +58,7 @@ def backward_vectorized(dy, y):
     return (dx,)
 
 
-# one_pass and cluster: the same kernels, in which LANES threads of each of CLUSTER blocks share a row -----------------
+# one_pass, fast_exp and cluster: the same kernels, in which LANES threads of each of CLUSTER blocks share a row -------
 
 
 class Plan(NamedTuple):
@@ -89,15 +89,16 @@ def _plan(vectors: int, longest: dict[int, int], four_up_to: int) -> Plan | None
     return None
 
 
-def _forward(x, longest):
+def _forward(x, longest, fast):
     rows, columns = x.shape
     width = vector_width(x)
     plan = _plan(columns // width, longest, four_up_to=2048)
     if plan is None:
         return forward_vectorized(x)
     y = x.new_empty(rows, columns)
+    template = (TYPES[x.dtype], width, *plan, fast and x.element_size() == 2)
     _launch(
-        "softmax_forward", (TYPES[x.dtype], width, *plan), plan.grid(rows), plan.threads,
+        "softmax_forward", template, plan.grid(rows), plan.threads,
         x, x.stride(0), y, rows, columns, cluster=plan.cluster,
     )  # fmt: skip
     return (y,)
@@ -118,7 +119,11 @@ def _backward(dy, y, longest):
 
 
 def forward_one_pass(x):
-    return _forward(x, {1: 8192})
+    return _forward(x, {1: 8192}, fast=False)
+
+
+def forward_fast_exp(x):
+    return _forward(x, {1: 8192}, fast=True)
 
 
 def backward_one_pass(dy, y):
@@ -126,7 +131,7 @@ def backward_one_pass(dy, y):
 
 
 def forward_cluster(x):
-    return _forward(x, {1: 4096, 2: 4096, 4: 4096, 8: 8192})
+    return _forward(x, {1: 4096, 2: 4096, 4: 4096, 8: 8192}, fast=True)
 
 
 def backward_cluster(dy, y):
@@ -147,6 +152,11 @@ LADDER = [
     Implementation(
         forward_one_pass, backward_one_pass, "one_pass",
         "the row stays in registers and is read once; short rows share a block",
+        unavailable, refuses_dtype,
+    ),
+    Implementation(
+        forward_fast_exp, backward_one_pass, "fast_exp",
+        "forward, of 16-bit numbers: an exponential of four instructions",
         unavailable, refuses_dtype,
     ),
     Implementation(
