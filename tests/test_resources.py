@@ -69,6 +69,13 @@ def test_what_is_read_is_what_the_kernel_takes():
         resources.resource_usage(binary(plain + "__global__ void other() {}", "sm_80"))
 
 
+def test_instructions_are_counted():
+    head = "template <typename T> __global__ void f(T *x) { T v = x[0], w = x[1]; "
+    few, many = (head + "v = v * v + w; " * n + "x[0] = v; }" for n in (10, 110))
+    assert resources.instructions(binary(many, "sm_80")) - resources.instructions(binary(few, "sm_80")) == 100
+    assert 10 < resources.instructions(binary(few, "sm_80")) < 40
+
+
 def test_what_cannot_be_compiled_is_said():
     with pytest.raises(resources.ResourceError, match=r"sm_90: (.|\n)*unknown operator 'nothing'"):
         resources._in_own_process("sm_90", ["nothing"], None)
