@@ -34,6 +34,7 @@ from lab.backends.registry import operator
 from lab.backends.triton import softmax as triton_softmax
 from lab.benchmark import records
 from lab.benchmark.figures import ladder
+from lab.benchmark.models import ModelWorkload
 from lab.benchmark.tables import Table, ladder_table, table
 from lab.notebook import Published, code, cuda_code, ladder_of, measure_here, show
 from lab.profiling import resources, roofline
@@ -326,6 +327,27 @@ PEERS = ["torch eager", "torch.compile", "liger", "quack", "triton:online", "cud
 show(table(record, "softmax", "forward", PEERS), table(record, "softmax", "both", PEERS))
 
 # %% [markdown]
+# ## What remains of the gain in the model
+#
+# Where does a decoder call softmax? Twice, and one of the two is not a call. In attention the scores are as many as tokens
+# times tokens; storing them, only to read them back for softmax and again for the product with the values, would move
+# more than all the rest. So an attention kernel keeps a tile of scores on chip and carries the online normalizer of this
+# chapter from tile to tile (Dao et al. 2022). What remains is the draw of a token: one row as long as the vocabulary for
+# each text.
+
+# %%
+step = ModelWorkload("llama3.2-1b", "model", None, "decode", batch=8, tokens=2047, dtype="bfloat16").cost
+draw = softmax.cost((8, 128256), torch.bfloat16, "forward")
+print(f"of the bytes of a decode step of 8 texts, the draw's softmax moves {100 * draw.bytes / step.bytes:.2f}%")
+
+# %% [markdown]
+# <details><summary>Question: so what is a fast softmax kernel good for?</summary>
+#
+# For routers, for attention that is not of the usual form, for losses that need the probabilities. And for its parts: the
+# normalizer and the fast exponential go into attention and cross-entropy, where the same arithmetic has to keep up.
+#
+# </details>
+#
 # ## On your machine
 #
 # This cell measures. With a GPU it times the kernels on it; without one it shows the published row.
@@ -360,5 +382,5 @@ for rung in ("naive", "one_pass", "tiled", "online"):
 #
 # ## References
 #
-# Milakov and Gimelshein 2018 for the online normalizer; Williams, Waterman and Patterson 2009 for the roofline; the Liger
+# Milakov and Gimelshein 2018 for the online normalizer; Dao et al. 2022 for attention that carries it; Williams, Waterman and Patterson 2009 for the roofline; the Liger
 # and QuACK kernels, which this chapter measures itself against. All are on the [references page](../references.md).
