@@ -30,6 +30,7 @@ READABLE = 4.5  # contrast of text with what is behind it: WCAG 2.2, 1.4.3
 PHRASES = {
     "add_an_operator": "three new files",
     "llm": "why is the norm first",
+    "results": "every published record",
     "rmsnorm": "bulk copy engine",
     "roofline": "both axes logarithmic",
     "softmax": "online softmax",
