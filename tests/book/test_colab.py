@@ -1,4 +1,4 @@
-"""The chapters in Colab: their first cells get the course into an environment that has its own torch, and leave that."""
+"""The chapters in Colab: their first cells get the course into an environment with its own torch, and leave that."""
 
 import os
 import shutil
