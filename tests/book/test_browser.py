@@ -31,6 +31,7 @@ PHRASES = {
     "add_an_operator": "three new files",
     "inference": "two questions to one model",
     "llm": "why is the norm first",
+    "results": "every published record",
     "rmsnorm": "bulk copy engine",
     "roofline": "both axes logarithmic",
     "softmax": "online softmax",
