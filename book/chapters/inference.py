@@ -22,17 +22,13 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "/content/llm-kernel-lab")
 
 # %% tags=["hide-input"]
-import lab  # before triton: with no GPU it switches Triton to its interpreter
-import torch
 
 from dataclasses import replace
 from matplotlib.figure import Figure as MplFigure
 
 from lab.benchmark import records
 from lab.benchmark.figures import figure, style, tokens_per_second
-from lab.benchmark.models import ModelWorkload
 from lab.benchmark.tables import Table, model_table
-from lab.core import MODELS
 from lab.notebook import show
 
 record = records.published("baseline_torch", "NVIDIA H100 80GB HBM3")

@@ -36,7 +36,7 @@ from lab.benchmark import records
 from lab.benchmark.figures import ladder
 from lab.benchmark.models import ModelWorkload
 from lab.benchmark.tables import Table, ladder_table, table
-from lab.notebook import Published, code, cuda_code, ladder_of, measure_here, show
+from lab.notebook import Published, code, cuda_code, measure_here, show
 from lab.profiling import resources, roofline
 
 record = records.published("softmax", "NVIDIA H100 80GB HBM3")
