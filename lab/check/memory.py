@@ -196,14 +196,17 @@ def watching() -> Iterator[Watch]:
     """Watch every Triton launch in the block; in the interpreter every load and store too.
 
     Where the interpreter is kinder than a GPU it becomes as strict: what a masked load leaves undefined (no `other`) is
-    NaN and not zero, and a Python float that is no tl.constexpr arrives rounded to float32.
+    NaN and not zero, a Python float that is no tl.constexpr arrives rounded to float32, and tl.dot in TF32 sees the
+    first 10 of a float32's 23 bits after the point.
     """
+    from triton._C.libtriton.ir import INPUT_PRECISION
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
     from triton.runtime.jit import JITFunction
 
     watch = Watch()
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     atomic_rmw, atomic_cas = InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.create_atomic_cas
+    dot = InterpreterBuilder.create_dot
 
     def watched_load(builder, pointers, mask, other, *rest):
         watch.touched("reads", pointers.data, mask.data)
@@ -223,6 +226,14 @@ def watching() -> Iterator[Watch]:
     def watched_cas(builder, pointers, *rest):
         watch.touched("updates", pointers.data, np.array(True))
         return atomic_cas(builder, pointers, *rest)
+
+    def watched_dot(builder, a, b, d, precision, *rest):
+        if precision == INPUT_PRECISION.TF32 and a.data.dtype == np.float32:
+            a, b = (
+                TensorHandle((each.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), each.dtype)
+                for each in (a, b)
+            )
+        return dot(builder, a, b, d, precision, *rest)
 
     interpreted_run, compiled_run = InterpretedFunction.run, JITFunction.run
 
@@ -245,6 +256,7 @@ def watching() -> Iterator[Watch]:
             (InterpreterBuilder, "create_masked_store", watched_store),
             (InterpreterBuilder, "create_atomic_rmw", watched_rmw),
             (InterpreterBuilder, "create_atomic_cas", watched_cas),
+            (InterpreterBuilder, "create_dot", watched_dot),
             (InterpretedFunction, "run", watched_interpreted_run),
             (JITFunction, "run", watched_compiled_run),
         ):
