@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from lab.backends.dry_run import dry_run
 from lab.backends.hardware import ARCHITECTURES, assume, default_device
 from lab.check.memory import Arena, Block, Launch, Watch, is_learners, source_line, unwritten, watching
 from lab.check.report import COMPILED, FAILED, PASSED, Report
+
+if TYPE_CHECKING:
+    from lab.check.calculation import Calculation
 
 SCRATCH = 0.1  # of the budget's bytes: what may be moved to and from memory that is neither argument nor output
 
@@ -152,9 +155,22 @@ class Exercise:
     launched: Callable[[dict, Sequence[Launch]], Iterator[Violation]] | None = None
     shared: int = 0
 
+    def examine(self, fn: Callable) -> Report:
+        examination = Examination(self, fn)
+        if self.language == "cuda":
+            compiled = examination.compile_only()
+            if compiled.status == FAILED or examination.device.type != "cuda":
+                return compiled
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # thousands of operations on a few elements: threads would only wait for one another
+        try:
+            return examination.report()
+        finally:
+            torch.set_num_threads(threads)
+
 
 @cache
-def exercises() -> dict[str, Exercise]:
+def exercises() -> dict[str, Exercise | Calculation]:
     """All exercises by name: those of every module of `lab.check` that defines EXERCISES."""
     found = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
@@ -398,20 +414,6 @@ class Examination:
         )
 
 
-def examine(exercise: Exercise, fn: Callable) -> Report:
-    examination = Examination(exercise, fn)
-    if exercise.language == "cuda":
-        compiled = examination.compile_only()
-        if compiled.status == FAILED or examination.device.type != "cuda":
-            return compiled
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of operations on a few elements: threads would only wait for one another
-    try:
-        return examination.report()
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _device(exercise: Exercise) -> torch.device:
     """Triton's interpreter works on the CPU, whatever else is there."""
     if exercise.language != "triton":
@@ -492,9 +494,14 @@ def _raised(error: BaseException, watch: Watch) -> Violation:
         error = error.__cause__  # Triton's CompilationError points at the line, its cause does not
     if isinstance(error, CompileError):
         return Violation(Kind.DOES_NOT_COMPILE, _first_error(str(error)))
+    return Violation(Kind.RAISED, raised(error))
+
+
+def raised(error: BaseException) -> str:
+    """The error, and the last of the learner's own lines on the way to it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_learners(f.filename)]
     where = [source_line(frame.filename, frame.lineno or 0) for frame in frames[-2:]]
-    return Violation(Kind.RAISED, "\n".join([*where, f"{type(error).__name__}: {error}".rstrip(": ")]))
+    return "\n".join([*where, f"{type(error).__name__}: {error}".rstrip(": ")])
 
 
 def _first_error(log: str) -> str:
@@ -532,5 +539,5 @@ def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
 
 
 __all__ = [
-    "Budget", "Case", "Exercise", "Kind", "Property", "Target", "Violation", "allowed_error", "examine", "exercises",
+    "Budget", "Case", "Exercise", "Kind", "Property", "Target", "Violation", "allowed_error", "exercises", "raised",
 ]  # fmt: skip

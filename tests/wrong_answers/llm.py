@@ -181,6 +181,7 @@ TORCH = [
     Wrong("llm.cache", "new lengths", "counts one token", "return lengths + new", "return lengths + 1"),
     Wrong("llm.cache", "new lengths", "the old lengths", "return lengths + new", "return lengths.clone()"),
     Wrong("llm.cache", "the last place", "keeps the last place free", "+ new > capacity", "+ new >= capacity"),
+    Wrong("llm.cache", "a full cache", "raises IndexError", "ValueError", "IndexError"),
     Wrong("llm.cache", "a full cache", "does not look", _CHECK, "if False:"),
     Wrong(
         "llm.cache",
