@@ -48,14 +48,15 @@ class Kind(Enum):
     UNDEFINED = auto()  # NaN where a number is expected
     WRONG = auto()
     WIDE = auto()  # a load or store wider than the block given
-    PROGRAMS = auto()  # another number of programs than asked for
-    SCRATCH = auto()  # memory between two launches of another size or dtype than asked for
+    PROGRAMS = auto()  # other programs than asked for: their number, or what each of them does
+    ORDER = auto()  # a program does what another one is said to do
+    SCRATCH = auto()  # memory between two launches of another size or dtype than asked for, or with two writers
     NOT_SHARED = auto()  # a CUDA kernel with less shared memory than asked for
     TRAFFIC = auto()  # more bytes moved than the budget allows
     SLOW = auto()  # a smaller fraction of the bandwidth, or of PyTorch's speed, than the budget asks for
 
 
-ON_REQUEST = frozenset({Kind.WIDE, Kind.PROGRAMS, Kind.SCRATCH, Kind.NOT_SHARED, Kind.TRAFFIC, Kind.SLOW})
+ON_REQUEST = frozenset({Kind.WIDE, Kind.PROGRAMS, Kind.ORDER, Kind.SCRATCH, Kind.NOT_SHARED, Kind.TRAFFIC, Kind.SLOW})
 
 
 class Violation(NamedTuple):
@@ -140,8 +141,8 @@ class Exercise:
     """name: "rmsnorm.forward". title: one line. inputs(case): the tensor arguments by name, in order, on the CPU.
     outputs: names. expectation: what the outputs should be. budget: None where no bytes are counted. language:
     "triton", "cuda" or "torch", where no kernel is asked for. changes: arguments that are changed in place; the
-    expectation has targets for them too. launched: what is wrong with the launches of a call, from its arguments and
-    them. shared: bytes of shared memory that a CUDA kernel needs for what it is asked to keep there."""
+    expectation has targets for them too. launched: what is wrong with the launches of a call, and with
+    what each program touched (seen in the interpreter only). shared: bytes of shared memory that a CUDA kernel needs for what it is asked to keep there."""
 
     name: str
     title: str
@@ -152,7 +153,7 @@ class Exercise:
     budget: Budget | None = None
     language: str = "triton"
     changes: tuple[str, ...] = ()
-    launched: Callable[[dict, Sequence[Launch]], Iterator[Violation]] | None = None
+    launched: Callable[[Run, Watch], Iterator[Violation]] | None = None
     shared: int = 0
 
     def examine(self, fn: Callable) -> Report:
@@ -298,7 +299,7 @@ class Examination:
             widest = f"the widest load or store has {watch.widest} lanes"
             yield Violation(Kind.WIDE, f"{widest}; the block given has {case.parameters['block']:g}")
         if self.exercise.launched:
-            yield from self.exercise.launched(run.arguments, watch.launches)
+            yield from self.exercise.launched(run, watch)
         if (budget := self.exercise.budget) and case is budget.case and watch.regions:
             yield from _over_budget(budget, run, watch)
 
@@ -381,7 +382,7 @@ class Examination:
 
     def compile_only(self) -> Report:
         """For a CUDA exercise: what can be told without running it."""
-        from lab.profiling.resources import resource_usage
+        from lab.profiling.resources import resource_usages
 
         architecture = "sm_80"
         for case in self.exercise.properties[0].cases:
@@ -391,14 +392,14 @@ class Examination:
             try:
                 with assume(ARCHITECTURES[architecture]), dry_run() as launches:
                     self.fn(**arguments)
-                shared = [resource_usage(launch.compile())[2] for launch in launches]
+                usages = [usage for launch in launches for usage in resource_usages(launch.compile())]
             except Exception as error:
                 run.violations = [_raised(error, Watch())]
             else:
                 if not launches:
                     run.violations = [Violation(Kind.NO_LAUNCH, "no CUDA kernel was launched")]
-                elif max(shared) < self.exercise.shared:
-                    found_shared = f"a block of the kernel has {max(shared)} bytes of shared memory"
+                elif (shared := max(shared for _, _, shared in usages)) < self.exercise.shared:
+                    found_shared = f"a block of the kernel has {shared} bytes of shared memory"
                     wanted = f"what it is to keep there takes {self.exercise.shared}"
                     run.violations = [Violation(Kind.NOT_SHARED, f"{found_shared}; {wanted}")]
             for examined in self.exercise.properties:
@@ -539,5 +540,6 @@ def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
 
 
 __all__ = [
-    "Budget", "Case", "Exercise", "Kind", "Property", "Target", "Violation", "allowed_error", "exercises", "raised",
+    "ON_REQUEST", "Budget", "Case", "Exercise", "Kind", "Property", "Run", "Target", "Violation", "allowed_error",
+    "exercises", "raised",
 ]  # fmt: skip

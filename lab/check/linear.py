@@ -7,17 +7,18 @@ TF32 too. Sizes are multiples of the tile wherever masks are not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lab.backends.rows import accumulation_dtype
 from lab.check import rows
-from lab.check.exercise import Budget, Case, Exercise, Kind, Property, Target, Violation, allowed_error
-from lab.check.memory import Launch
+from lab.check.exercise import ON_REQUEST, Budget, Case, Exercise, Kind, Property, Run, Target, Violation, allowed_error
+from lab.check.memory import Watch
 from lab.ops.linear import OPERATOR as LINEAR
 
 # inputs and what should come of them ----------------------------------------------------------------------------------
@@ -79,29 +80,75 @@ def _tiles_of_dw(arguments: dict) -> tuple[int, int]:
     return tuple(math.ceil(arguments[name].shape[1] / arguments["tile"]) for name in ("dy", "x"))
 
 
-Launched = Callable[[dict, Sequence[Launch]], Iterator[Violation]]
+def _programs(output: str, tiles: Callable[[dict], tuple[int, int]]) -> Callable[[Run, Watch], Iterator[Violation]]:
+    """What is wrong with the programs of a call that computes `output` in tiles: their number, what one of them
+    computes, how much it loads at once."""
 
-
-def _programs(expected: Callable[[dict], tuple[int, ...]]) -> Launched:
-    """Some launch has as many programs as the product of what is expected."""
-
-    def judge(arguments: dict, launches: Sequence[Launch]) -> Iterator[Violation]:
-        asked, wanted = [math.prod(launch.grid) for launch in launches], math.prod(expected(arguments))
+    def judge(run: Run, watch: Watch) -> Iterator[Violation]:
+        tile, wanted = run.arguments["tile"], math.prod(tiles(run.arguments))
+        asked = [math.prod(launch.grid) for launch in run.launches]
         if wanted not in asked:
-            yield Violation(Kind.PROGRAMS, f"{', '.join(map(str, asked))} programs were launched; expected {wanted}")
+            yield _other_number(asked, wanted)
+        for (_, program), elements in watch.elements(run.outputs[output], "writes", "updates").items():
+            computed = _tiles_with(elements, run.outputs[output].shape[1], tile)
+            if len(computed) > 1:
+                yield Violation(
+                    Kind.PROGRAMS, f"program {program} writes to {len(computed)} tiles of {output}; expected one"
+                )
+        if watch.widest > tile**2:
+            widest = f"the largest load or store has {watch.widest} elements"
+            yield Violation(Kind.WIDE, f"{widest}; a tile has {tile**2:g}")
 
     return judge
 
 
-def _parts(arguments: dict, launches: Sequence[Launch]) -> Iterator[Violation]:
-    """A program for every part of every tile, and memory for the sums of all parts."""
-    yield from _programs(lambda given: (*_tiles(given), given["parts"]))(arguments, launches)
-    x, weight, parts = arguments["x"], arguments["weight"], arguments["parts"]
+def _other_number(asked: list[int], wanted: int) -> Violation:
+    return Violation(Kind.PROGRAMS, f"{', '.join(map(str, asked))} programs were launched; expected {wanted}")
+
+
+def _tiles_with(elements: np.ndarray, columns: int, tile: int) -> np.ndarray:
+    """The tiles, counted along the rows of tiles, in which elements of a matrix lie."""
+    return np.unique(elements // columns // tile * math.ceil(columns / tile) + elements % columns // tile)
+
+
+def _in_order(run: Run, watch: Watch) -> Iterator[Violation]:
+    """`order` says which program computed a tile."""
+    yield from _programs("y", _tiles)(run, watch)
+    y, order = run.outputs["y"], run.outputs["order"].flatten().tolist()
+    for (_, program), elements in watch.elements(y, "writes", "updates").items():
+        for number in _tiles_with(elements, y.shape[1], run.arguments["tile"]):
+            if order[number] != program:
+                place = ", ".join(map(str, divmod(int(number), run.outputs["order"].shape[1])))
+                computed = f"the tile of y that order[{place}] stands for was computed by program {program}"
+                yield Violation(Kind.ORDER, f"{computed}; order says {order[number]}")
+
+
+def _parts(run: Run, watch: Watch) -> Iterator[Violation]:
+    """A program for every part of every tile, which reads no other part, and memory for the sums of all parts."""
+    x, weight, parts, tile = (run.arguments[name] for name in ("x", "weight", "parts", "tile"))
+    asked, wanted = [math.prod(launch.grid) for launch in run.launches], math.prod(_tiles(run.arguments)) * parts
+    if wanted not in asked:
+        yield _other_number(asked, wanted)
+    columns = tile * math.ceil(math.ceil(x.shape[1] / tile) / parts)
+    for (_, program), elements in watch.elements(weight, "reads").items():
+        read = len(np.unique(elements % x.shape[1]))
+        if read > columns:
+            yield Violation(
+                Kind.PROGRAMS,
+                f"program {program} reads {read} of the weight's {x.shape[1]} columns; a part has {columns} at most",
+            )
     dtype, size = accumulation_dtype(x.dtype), parts * len(x) * len(weight)
-    given = [value for launch in launches for value in launch.arguments.values() if isinstance(value, Tensor)]
-    if not any(tensor.dtype == dtype and tensor.numel() >= size for tensor in given if not _one_of(tensor, x, weight)):
-        sums = f"{parts} sums for each of {len(x)}x{len(weight)} elements"
-        yield Violation(Kind.SCRATCH, f"no launch was given memory for {sums} in {dtype}")
+    given = [value for launch in run.launches for value in launch.arguments.values() if isinstance(value, Tensor)]
+    sums = [tensor for tensor in given if not _one_of(tensor, x, weight, run.outputs["y"])]
+    if not any(tensor.dtype == dtype and tensor.numel() >= size for tensor in sums):
+        missing = f"{parts} sums for each of {len(x)}x{len(weight)} elements"
+        yield Violation(Kind.SCRATCH, f"no launch was given memory for {missing} in {dtype}")
+    for tensor in sums:
+        written = watch.elements(tensor, "writes", "updates")
+        for step in {launch for launch, _ in written}:
+            every = np.concatenate([elements for (launch, _), elements in written.items() if launch == step])
+            if len(np.unique(every)) < len(every):
+                yield Violation(Kind.SCRATCH, "two programs of a launch write to the same element of the sums' memory")
 
 
 def _one_of(tensor: Tensor, *others: Tensor) -> bool:
@@ -171,8 +218,8 @@ EVERY_TILE = Property(
 )
 PROGRAMS = Property(
     "a program a tile",
-    "There is one program for each tile, of as many rows and columns as `tile` says.",
-    "How many tiles has y? What is launched, and how large a tile does a program take?",
+    "There is one program for each tile, of as many rows and columns as `tile` says, and it computes no other.",
+    "How many tiles are there? What is launched, and how large a tile does a program take?",
     (),
     frozenset({Kind.PROGRAMS}),
 )
@@ -181,6 +228,13 @@ LOOP = Property(
     "The sum is over all columns of x, however many pieces they come in.",
     "Take k of two tiles. What does the second round of the loop load, and what becomes of the first round's sum?",
     (),
+)
+PIECE = replace(
+    rows.NARROW,
+    name="size of a piece",
+    says="The sum goes on in pieces of `tile`: no load or store is larger than `tile` by `tile`.",
+    hint="How large are the blocks that are loaded in each round of the loop? All of them have to fit in registers, "
+    "however long the sum is.",
 )
 MASK = Property(
     "mask of rows and columns",
@@ -253,7 +307,7 @@ TILED = Exercise(
         *_basic("y", tile=TILE),
         *rows.on(FORMULA, cases=_one_tile(TILE), tile=TILE),
         *rows.on(EVERY_TILE, PROGRAMS, cases=_SEVERAL_TILES, tile=TILE),
-        *rows.on(LOOP, cases=_cases((16, 16, 32), (16, 16, 80)), tile=TILE),
+        *rows.on(LOOP, PIECE, cases=_cases((16, 16, 32), (16, 16, 80)), tile=TILE),
         *rows.on(MASK_OF_SUM, cases=_EDGES_OF_K, tile=TILE),
         *rows.on(MASK, cases=_EDGES_OF_Y, tile=TILE),
         *rows.on(STRIDE, cases=_STRIDED, tile=TILE),
@@ -270,7 +324,7 @@ TILED = Exercise(
         {"tile": 64},
         _of_pytorch,
     ),
-    launched=_programs(_tiles),
+    launched=_programs("y", _tiles),
 )
 
 GROUPED = Exercise(
@@ -292,7 +346,8 @@ GROUPED = Exercise(
                 "Print `order` and hold it against the picture. How many numbers does a whole group have, and how many "
                 "of them does one of its columns?",
                 (),
-                outputs=("order",),
+                frozenset(Kind) - ON_REQUEST | {Kind.ORDER},
+                ("order",),
             ),
             cases=_cases((32, 48, 16), (64, 32, 16)),
             tile=TILE,
@@ -324,7 +379,7 @@ GROUPED = Exercise(
         {"tile": 64, "group": 8},
         _of_pytorch,
     ),
-    launched=_programs(_tiles),
+    launched=_in_order,
 )
 
 _ALL_OF_K = Property(
@@ -349,8 +404,9 @@ SPLIT_K = Exercise(
             replace(
                 PROGRAMS,
                 name="a program a part",
-                says="One launch has as many programs for every tile of y as there are parts.",
-                hint="How many tiles has y, and how many programs sum for each of them?",
+                says="One launch has as many programs for every tile of y as there are parts, and each reads its own part "
+                "of k alone.",
+                hint="How many tiles has y, and how many programs sum for each of them? Which columns does each one read?",
             ),
             Property(
                 "partial sums",
@@ -425,6 +481,7 @@ DW = Exercise(
                 hint="Take m of two tiles. What does the second round of the loop load, and what becomes of the first "
                 "round's sums, dw's and db's?",
             ),
+            PIECE,
             cases=_cases((32, 16, 16), (80, 16, 16)),
             tile=TILE,
         ),
@@ -444,7 +501,7 @@ DW = Exercise(
         {"tile": 64},
         _gradients_of_pytorch,
     ),
-    launched=_programs(_tiles_of_dw),
+    launched=_programs("dw", _tiles_of_dw),
 )
 
 _compiled = (*_cases((16, 16, 16)), *_cases((16, 16, 16), dtype=rows.HALF))

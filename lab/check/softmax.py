@@ -7,15 +7,15 @@ rows are 2^k long wherever masks are not the matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from lab.backends.registry import resolve
 from lab.check import rows
-from lab.check.exercise import Budget, Case, Exercise, Kind, Property, Target, Violation, allowed_error
-from lab.check.memory import Launch
+from lab.check.exercise import Budget, Case, Exercise, Kind, Property, Run, Target, Violation, allowed_error
+from lab.check.memory import Watch
 from lab.ops.softmax import OPERATOR as SOFTMAX
 
 # inputs and what should come of them ----------------------------------------------------------------------------------
@@ -169,9 +169,9 @@ FORWARD = Exercise(
 )
 
 
-def _programs(arguments: dict, launches: Sequence[Launch]) -> Iterator[Violation]:
-    count, each = len(arguments["x"]), arguments["rows_per_program"]
-    asked, enough = math.prod(launches[-1].grid), math.ceil(count / each)
+def _programs(run: Run, watch: Watch) -> Iterator[Violation]:
+    count, each = len(run.arguments["x"]), run.arguments["rows_per_program"]
+    asked, enough = math.prod(run.launches[-1].grid), math.ceil(count / each)
     if asked > enough:
         many = f"{asked} programs were launched for {count} rows"
         yield Violation(Kind.PROGRAMS, f"{many}; {enough} are enough at {each:g} rows each")
