@@ -88,7 +88,7 @@ def tile_product(
 ):
     """The sum of x[row, p] weight[column, p] for p from `first` to `last` - 1: (TILE, TILE), in ACC. row, column: (TILE,)
     indices into x and weight, some of them perhaps past m and n."""
-    # BEGIN ANSWER: pass
+    # BEGIN ANSWER: return tl.zeros([TILE, TILE], ACC)
     acc = tl.zeros([TILE, TILE], ACC)
     for start in range(first, last, TILE):
         p = start + tl.arange(0, TILE)
@@ -126,7 +126,18 @@ def tiled(x, weight, tile):
 lab.check("linear.tiled", tiled)
 
 # %% [markdown]
-# UNSOLVED linear.tiled
+# Unsolved, it prints:
+#
+# ```text
+# linear.tiled: FAILED at "runs"
+#   The function runs on ordinary input.
+#
+#   smallest case x 16x16 float32, weight 16x16 float32, tile=16
+#   found         line 113: raise NotImplementedError("your code here")
+#                 NotImplementedError: your code here
+#   hint          lab.check("linear.tiled", ...).hint(), or: lab check linear.tiled --hint
+# ```
+
 # %% [markdown]
 # ## 2. Programs in groups
 #
@@ -147,7 +158,7 @@ lab.check("linear.tiled", tiled)
 # 12 13 14
 # ```
 #
-# The kernel and its launch are there; write `place`, which tells a program its tile.
+# The kernel and its launch are there; write `place`, which tells a program its tile. (`tile_product` is yours, of exercise 1.)
 #
 # **Signature.** `grouped(x, weight, tile, group) -> (y, order)`
 #
@@ -216,7 +227,23 @@ def grouped(x, weight, tile, group):
 lab.check("linear.grouped", grouped)
 
 # %% [markdown]
-# UNSOLVED linear.grouped
+# Unsolved, it prints:
+#
+# ```text
+# linear.grouped: FAILED at "formula"
+#   y[i, j] is the sum over p of x[i, p] weight[j, p].
+#
+#   smallest case x 16x16 float32, weight 16x16 float32, tile=16, group=2
+#   launch        grouped_kernel[(1,)](x=float32[16,16], x_stride=16, weight=float32[16,16],
+#                 weight_stride=16, y=float32[16,16], order=int32[1,1], m=16, n=16, k=16, ACC=fp32,
+#                 TILE=16, GROUP=2)
+#   found         y[0, 0]: yours 0, expected -3, difference 3 (allowed: 7.9e-06)
+#                 248 of 256 elements of y are wrong
+#   held          runs, launches a kernel, outputs, inputs unmodified, fresh outputs, output fully
+#                 written
+#   hint          lab.check("linear.grouped", ...).hint(), or: lab check linear.grouped --hint
+# ```
+
 # %% [markdown]
 # ## 3. Few rows: split k
 #
@@ -288,7 +315,18 @@ def split_k(x, weight, tile, parts):
 lab.check("linear.split_k", split_k)
 
 # %% [markdown]
-# UNSOLVED linear.split_k
+# Unsolved, it prints:
+#
+# ```text
+# linear.split_k: FAILED at "runs"
+#   The function runs on ordinary input.
+#
+#   smallest case x 16x64 float32, weight 16x64 float32, tile=16, parts=4
+#   found         line 282: raise NotImplementedError("your code here")
+#                 NotImplementedError: your code here
+#   hint          lab.check("linear.split_k", ...).hint(), or: lab check linear.split_k --hint
+# ```
+
 # %% [markdown]
 # ## 4. The gradients of weight and bias
 #
@@ -365,7 +403,18 @@ def weight_gradients(dy, x, tile):
 lab.check("linear.dw", weight_gradients)
 
 # %% [markdown]
-# UNSOLVED linear.dw
+# Unsolved, it prints:
+#
+# ```text
+# linear.dw: FAILED at "runs"
+#   The function runs on ordinary input.
+#
+#   smallest case dy 16x16 float32, x 16x16 float32, tile=16
+#   found         line 348: raise NotImplementedError("your code here")
+#                 NotImplementedError: your code here
+#   hint          lab.check("linear.dw", ...).hint(), or: lab check linear.dw --hint
+# ```
+
 # %% [markdown]
 # ## 5. A tile in shared memory, in CUDA C++
 #
@@ -451,4 +500,14 @@ def cuda_tiled(x, weight):
 lab.check("linear.tile_cuda", cuda_tiled)
 
 # %% [markdown]
-# UNSOLVED linear.tile_cuda
+# Unsolved, it prints:
+#
+# ```text
+# linear.tile_cuda: FAILED at "compiles"
+#   NVRTC compiles the kernel, in every dtype.
+#
+#   smallest case x 16x16 float32, weight 16x16 float32
+#   found         the launch asks for a kernel that the source does not have
+#                 __nv_name_map(2): error: identifier "linear_forward" is undefined
+#   hint          lab.check("linear.tile_cuda", ...).hint(), or: lab check linear.tile_cuda --hint
+# ```

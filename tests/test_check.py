@@ -206,8 +206,8 @@ def test_guard_zones_alone_catch_it_by_the_same_name(mistake, tmp_path, monkeypa
 @pytest.mark.parametrize("name, says", [("rmsnorm.forward", "of its bandwidth"), ("linear.tiled", "of its speed")])
 @pytest.mark.parametrize("fraction, holds", [(0.4, True), (0.6, False)])
 def test_budget_of_time(name, says, fraction, holds, solutions, monkeypatch):
-    """A kernel that takes twice as long as a copy, or as PyTorch, runs at half its pace. (The clock is made up; both are
-    called.)"""
+    """A kernel that takes twice as long as a copy, or as PyTorch, runs at half its pace. (The clock is made up; both
+    are called.)"""
     times = {"peer": SimpleNamespace(median_us=10.0), "yours": SimpleNamespace(median_us=20.0)}
 
     def measure(candidates: dict) -> dict:

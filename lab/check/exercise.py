@@ -141,8 +141,9 @@ class Exercise:
     """name: "rmsnorm.forward". title: one line. inputs(case): the tensor arguments by name, in order, on the CPU.
     outputs: names. expectation: what the outputs should be. budget: None where no bytes are counted. language:
     "triton", "cuda" or "torch", where no kernel is asked for. changes: arguments that are changed in place; the
-    expectation has targets for them too. launched: what is wrong with the launches of a call, and with
-    what each program touched (seen in the interpreter only). shared: bytes of shared memory that a CUDA kernel needs for what it is asked to keep there."""
+    expectation has targets for them too. launched: what is wrong with the launches of a call, and with what each program
+    touched (which the interpreter alone sees). shared: bytes of shared memory that a CUDA kernel needs for what it is
+    asked to keep there."""
 
     name: str
     title: str

@@ -205,15 +205,15 @@ WRITTEN = replace(rows.WRITTEN, hint="Is there a store, to every output, and doe
 FORMULA = Property(
     "formula",
     "y[i, j] is the sum over p of x[i, p] weight[j, p].",
-    "Work out a case by hand: x all zeros but for x[0, 1] = 1, say, makes row 0 of y which part of the weight? Print the "
-    "blocks that tl.dot is given.",
+    "Work out a case by hand: x all zeros but for x[0, 1] = 1, say, makes row 0 of y which part of the weight? Print "
+    "the blocks that tl.dot is given.",
     (),
 )
 EVERY_TILE = Property(
     "every tile",
     "Every tile of y is computed, from its own rows of x and of the weight.",
-    "Which rows of x, and which of the weight, belong to the tile of a program? Try 3 rows of tiles with 2 columns, and "
-    "print the program's number and its tile.",
+    "Which rows of x, and which of the weight, belong to the tile of a program? Try 3 rows of tiles with 2 columns, "
+    "and print the program's number and its tile.",
     (),
 )
 PROGRAMS = Property(
@@ -245,8 +245,8 @@ MASK = Property(
 MASK_OF_SUM = Property(
     "mask of the sum",
     "What lies past the end of the sum touches no memory and adds nothing.",
-    "In the last piece of the loop, which lanes are past the end? Both blocks have them, and each is multiplied by what "
-    "the other holds there: 0 times NaN is NaN.",
+    "In the last piece of the loop, which lanes are past the end? Both blocks have them, and each is multiplied by "
+    "what the other holds there: 0 times NaN is NaN.",
     (),
 )
 STRIDE = replace(
@@ -404,9 +404,10 @@ SPLIT_K = Exercise(
             replace(
                 PROGRAMS,
                 name="a program a part",
-                says="One launch has as many programs for every tile of y as there are parts, and each reads its own part "
-                "of k alone.",
-                hint="How many tiles has y, and how many programs sum for each of them? Which columns does each one read?",
+                says="One launch has as many programs for every tile of y as there are parts, and each reads its own "
+                "part of k alone.",
+                hint="How many tiles has y, and how many programs sum for each of them? Which columns does each of "
+                "those read?",
             ),
             Property(
                 "partial sums",
@@ -439,7 +440,7 @@ SPLIT_K = Exercise(
     launched=_parts,
 )
 
-_TRANSPOSED = "Work out a case by hand: dy all zeros but for dy[0, 1] = 1, say, makes which row of dw, out of which of x?"
+_TRANSPOSED = "Work out a case by hand: dy all zeros but for dy[0, 1] = 1, say, makes which row of dw, from which of x?"
 
 DW = Exercise(
     "linear.dw",

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -138,7 +137,8 @@ def _brief(value: object) -> str:
     return str(value) if not isinstance(value, float) else f"{value:g}"
 
 
-class Access(NamedTuple):
+@dataclass(frozen=True)
+class Access:
     """The elements of a region's storage that a load ("reads"), store ("writes") or atomic operation ("updates") of one
     program touched. launch: its number. program: its number in the grid, whose first dimension counts fastest."""
 
