@@ -141,9 +141,9 @@ class Exercise:
     """name: "rmsnorm.forward". title: one line. inputs(case): the tensor arguments by name, in order, on the CPU.
     outputs: names. expectation: what the outputs should be. budget: None where no bytes are counted. language:
     "triton", "cuda" or "torch", where no kernel is asked for. changes: arguments that are changed in place; the
-    expectation has targets for them too. launched: what is wrong with the launches of a call, and with what each program
-    touched (which the interpreter alone sees). shared: bytes of shared memory that a CUDA kernel needs for what it is
-    asked to keep there."""
+    expectation has targets for them too. launched: what is wrong with the launches of a call, and with what each
+    program touched (which the interpreter alone sees). shared: how many elements of the inputs' dtype a CUDA kernel is
+    asked to keep in shared memory."""
 
     name: str
     title: str
@@ -399,10 +399,11 @@ class Examination:
             else:
                 if not launches:
                     run.violations = [Violation(Kind.NO_LAUNCH, "no CUDA kernel was launched")]
-                elif (shared := max(shared for _, _, shared in usages)) < self.exercise.shared:
-                    found_shared = f"a block of the kernel has {shared} bytes of shared memory"
-                    wanted = f"what it is to keep there takes {self.exercise.shared}"
-                    run.violations = [Violation(Kind.NOT_SHARED, f"{found_shared}; {wanted}")]
+                elif (shared := max(usage[2] for usage in usages)) < self.exercise.shared * case.dtype.itemsize:
+                    wanted = f"what it is asked to keep there takes {self.exercise.shared * case.dtype.itemsize}"
+                    run.violations = [
+                        Violation(Kind.NOT_SHARED, f"a block has {shared} bytes of shared memory; {wanted}")
+                    ]
             for examined in self.exercise.properties:
                 if found := self.violation(examined, run):
                     return self.failure(examined, run, found, ())
@@ -531,6 +532,10 @@ def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
                 scratch += int(counts.sum()) * region.tensor.element_size()
             elif (times := int(counts.sum()) / owners[name].numel()) > limits.get(name, 0):
                 over.append(f"{name} is {verb} {times:.3g} times; the budget says {limits.get(name, 0)}")
+    for name in budget.writes:
+        written = not unwritten(run.outputs[name]).any()
+        if written and not any(_shares(run.outputs[name], region.tensor) for region in watch.regions.values()):
+            over.append(f"{name} is written by no kernel of yours: what torch moves for it is not in the budget")
     if scratch > SCRATCH * allowed:
         over.append(
             f"{scratch} bytes go to and from memory that is neither argument nor output; the budget has {allowed} "

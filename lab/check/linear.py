@@ -166,15 +166,15 @@ def _whole(tensors: dict[str, Tensor]) -> None:
 
 
 def _large(summed: str) -> Callable[[dict[str, Tensor]], None]:
-    """Every element is 128 or -128, and sums begin with many terms of one sign and end with as many of the other:
-    float16 holds the sums, and no part of them. summed: the tensor with the signs, along its last dimension for "x",
-    along its first for "dy"."""
+    """Sums begin with many large terms of one sign and end with as many of the other: float16 holds the terms and the
+    sums, and no part of them. summed: the tensor with the signs, along its last dimension for "x", along its first for
+    "dy"; there its own sums are like that too."""
 
     def prepare(tensors: dict[str, Tensor]) -> None:
-        for tensor in tensors.values():
-            tensor.fill_(128)
+        for name, tensor in tensors.items():
+            tensor.fill_(4096 if name == summed else 4)
         signed = tensors[summed] if summed == "x" else tensors[summed].mT
-        signed[:, signed.shape[1] // 2 :] = -128
+        signed[:, signed.shape[1] // 2 :] *= -1
 
     return prepare
 
@@ -429,8 +429,8 @@ SPLIT_K = Exercise(
     ),
     Budget(
         {"x": 2, "weight": 1},
-        {"y": 1},
-        (),
+        {},
+        ("y",),  # a small one; torch may write it
         Case((16, 32, 520), padding=8, parameters={"tile": TILE, "parts": 2}),
         (16, 14336, 4096),
         0.2,
@@ -464,6 +464,8 @@ DW = Exercise(
             rows.with_parameters(*_one_tile(TILE), tile=TILE),
             outputs=("db",),
         ),
+        # before any case in which dy and x have rows of different lengths, and so different strides
+        *rows.on(STRIDE, cases=_cases((16, 16, 16), padding=5, offset=3), tile=TILE),
         *rows.on(
             replace(
                 EVERY_TILE,
@@ -488,7 +490,6 @@ DW = Exercise(
         ),
         *rows.on(MASK_OF_SUM, cases=_cases((1, 16, 16), (7, 16, 16), (17, 16, 16), (40, 16, 16)), tile=TILE),
         *rows.on(MASK, cases=_cases((16, 1, 1), (16, 5, 16), (16, 16, 7), (16, 33, 18)), tile=TILE),
-        *rows.on(STRIDE, cases=_STRIDED, tile=TILE),
         *rows.on(TF32, cases=(Case((16, 16, 16)), Case((40, 17, 18))), tile=TILE),
         *rows.on(PRECISION, cases=_precise("dy", (32, 16, 16), (70, 5, 7)), tile=TILE),
     ),
@@ -544,7 +545,7 @@ CUDA = Exercise(
         replace(PRECISION, cases=tuple(case for case in _precise("x", (16, 16, 32)) if case.dtype == rows.HALF)),
     ),
     language="cuda",
-    shared=2 * TILE * TILE * rows.HALF.itemsize,
+    shared=2 * TILE * TILE,
 )
 
 EXERCISES = (TILED, GROUPED, SPLIT_K, DW, CUDA)
