@@ -292,7 +292,7 @@ lab.check("linear.split_k", split_k)
 # linear.split_k: FAILED at "runs"
 #   The function runs on ordinary input.
 #
-#   smallest case x 16x64 float32, weight 16x64 float32, tile=16, parts=4
+#   smallest case x 16x32 float32, weight 16x32 float32, tile=16, parts=2
 #   found         line 282: raise NotImplementedError("your code here")
 #                 NotImplementedError: your code here
 #   hint          lab.check("linear.split_k", ...).hint(), or: lab check linear.split_k --hint

@@ -397,9 +397,9 @@ SPLIT_K = Exercise(
     ("y",),
     _forward,
     (
-        *_basic("y", k=64, tile=TILE, parts=4),
-        *rows.on(FORMULA, cases=_one_tile(64), tile=TILE, parts=4),
-        *rows.on(EVERY_TILE, cases=_cases((16, 48, 64), (32, 16, 64)), tile=TILE, parts=4),
+        *_basic("y", k=32, tile=TILE, parts=2),
+        *rows.on(FORMULA, cases=_one_tile(32), tile=TILE, parts=2),
+        *rows.on(EVERY_TILE, cases=_cases((16, 48, 32), (32, 16, 32)), tile=TILE, parts=2),
         *rows.on(
             replace(
                 PROGRAMS,
@@ -417,7 +417,7 @@ SPLIT_K = Exercise(
                 (),
                 frozenset({Kind.SCRATCH}),
             ),
-            cases=(*_cases((16, 48, 64)), *_cases((16, 32, 64), dtype=rows.HALF)),
+            cases=(*_cases((16, 32, 64)), *_cases((16, 16, 64), dtype=rows.HALF)),
             tile=TILE,
             parts=4,
         ),
@@ -431,7 +431,7 @@ SPLIT_K = Exercise(
         {"x": 2, "weight": 1},
         {},
         ("y",),  # a small one; torch may write it
-        Case((16, 32, 520), padding=8, parameters={"tile": TILE, "parts": 2}),
+        Case((16, 32, 232), padding=8, parameters={"tile": TILE, "parts": 2}),
         (16, 14336, 4096),
         0.2,
         {"tile": 64, "parts": 4},
