@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lab.backends.hardware import ARCHITECTURES, assume
 from lab.backends.registry import operator
 from lab.benchmark import timing
 from lab.benchmark.ceilings import Ceilings
@@ -129,7 +130,7 @@ def test_solution_passes_on_a_gpu(name, solutions):
     report = check(name, solutions[name])
     assert report.status == PASSED, report
     budget = exercises()[name].budget
-    assert budget is None or budget.on_a_gpu in report.held
+    assert budget is None or budget.on_a_gpu in report.held or "no tensor cores" in report.unchecked[0]
 
 
 # wrong answers are caught by name -------------------------------------------------------------------------------------
@@ -238,6 +239,16 @@ def test_budget_of_time(name, says, fraction, holds, solutions, monkeypatch):
     _, violation = Examination(replace(exercise, budget=budget), solutions[exercise.name]).pace(budget)
     assert (violation is None) == holds
     assert holds or f"50% {says}" in violation.text
+
+
+def test_no_speed_is_asked_for_where_triton_lacks_pytorchs_instructions():
+    exercise = exercises()["linear.tiled"]
+    examination = Examination(exercise, lambda **_: pytest.fail("was timed"))
+    examination.device = torch.device("cuda")
+    with assume(ARCHITECTURES["sm_75"]):
+        report = examination.within_budget(exercise.budget, ["formula"])
+    assert report.status == PASSED and report.held == ["formula"]
+    assert report.unchecked == ["speed (on T4 Triton has no tensor cores, PyTorch has)"]
 
 
 # reports --------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lab.backends.cuda.compile import CompileError
 from lab.backends.dry_run import dry_run
-from lab.backends.hardware import ARCHITECTURES, assume, default_device
+from lab.backends.hardware import ARCHITECTURES, assume, default_device, gpu_of
 from lab.check.memory import Arena, Block, Launch, Watch, is_learners, source_line, unwritten, watching
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
@@ -113,7 +113,7 @@ class Budget:
     """What may be moved. reads, writes: {tensor: times}; weights and the like, which stay in cache, are left out.
     case: counted in the interpreter. On a GPU, at `gpu_shape` and with `gpu_parameters` in place of the case's:
     `fraction` of a copy's bandwidth for these bytes; or, where arithmetic and not bytes sets the pace, of the speed of
-    `peer`, PyTorch's own function of the same arguments."""
+    `peer`, PyTorch's own function of the same arguments, which is a matrix product."""
 
     reads: Mapping[str, int]
     writes: Mapping[str, int]
@@ -327,6 +327,10 @@ class Examination:
 
     def within_budget(self, budget: Budget, held: list[str]) -> Report:
         if self.device.type == "cuda":
+            gpu = gpu_of(self.device)
+            if budget.peer and gpu.capability < (8, 0):
+                unchecked = [f"{budget.on_a_gpu} (on {gpu.name} Triton has no tensor cores, PyTorch has)"]
+                return Report(self.exercise.name, PASSED, held=held, unchecked=unchecked)
             of_peer = f"Runs at {budget.fraction:.0%} of the speed of PyTorch's own kernel at least."
             of_copy = f"Runs at {budget.fraction:.0%} of a copy's bandwidth at least, counted as if {budget}."
             examined = Property(

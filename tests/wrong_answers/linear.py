@@ -356,13 +356,6 @@ CUDA_RUN = [
     Wrong("linear.tile_cuda", "formula", "the weight not transposed", "weight_tile[j][p]", "weight_tile[p][j]"),
     Wrong(
         "linear.tile_cuda",
-        "formula",
-        "no barrier before the tiles are read",
-        "    __syncthreads();\n    for",
-        "    for",
-    ),
-    Wrong(
-        "linear.tile_cuda",
         "every tile",
         "rows of tiles as long as y is high",
         "tiles_n = (n + 15) / 16",
