@@ -13,7 +13,8 @@
 # `lab.check("linear.tiled", tiled).hint()`, or `lab check linear.tiled --hint`.
 #
 # **The budget** of an exercise says how often each tensor may cross device memory. Without a GPU the check counts the
-# elements that your loads and stores touch; on a GPU it times your kernel against PyTorch's.
+# elements that your loads and stores touch; on a GPU it times your kernel against PyTorch's (on those from the A100 on:
+# Triton uses no tensor cores on older ones).
 #
 # **Arguments** are passed by name. Every matrix has unit stride between columns and any stride between rows, its own; the
 # others are contiguous. They come in float16, bfloat16 (on a GPU), float32 and float64. Products of float16 and bfloat16
@@ -124,7 +125,7 @@ lab.check("linear.tiled", tiled)
 #   The function runs on ordinary input.
 #
 #   smallest case x 16x16 float32, weight 16x16 float32, tile=16
-#   found         line 113: raise NotImplementedError("your code here")
+#   found         line 114: raise NotImplementedError("your code here")
 #                 NotImplementedError: your code here
 #   hint          lab.check("linear.tiled", ...).hint(), or: lab check linear.tiled --hint
 # ```
@@ -293,7 +294,7 @@ lab.check("linear.split_k", split_k)
 #   The function runs on ordinary input.
 #
 #   smallest case x 16x32 float32, weight 16x32 float32, tile=16, parts=2
-#   found         line 282: raise NotImplementedError("your code here")
+#   found         line 283: raise NotImplementedError("your code here")
 #                 NotImplementedError: your code here
 #   hint          lab.check("linear.split_k", ...).hint(), or: lab check linear.split_k --hint
 # ```
@@ -306,8 +307,8 @@ lab.check("linear.split_k", split_k)
 # $$dw = dy^T x, \qquad db = \sum_{\mathrm{rows}} dy$$
 #
 # Over what does this product sum? Over the rows, of which training has many thousands; the result is as large as the
-# weight. A program takes a tile of dw and goes through the rows of dy and x piece by piece. db is the sum of a matrix that
-# passes through registers anyway: the programs of one column of tiles can take it along.
+# weight. A program takes a tile of dw and goes through the rows of dy and x in pieces, `tile` rows at a time. db is the
+# sum of a matrix that passes through registers anyway: the programs of one column of tiles can take it along.
 #
 # **Signature.** `weight_gradients(dy, x, tile) -> (dw, db)`
 #
@@ -359,7 +360,7 @@ lab.check("linear.dw", weight_gradients)
 #   The function runs on ordinary input.
 #
 #   smallest case dy 16x16 float32, x 16x16 float32, tile=16
-#   found         line 348: raise NotImplementedError("your code here")
+#   found         line 349: raise NotImplementedError("your code here")
 #                 NotImplementedError: your code here
 #   hint          lab.check("linear.dw", ...).hint(), or: lab check linear.dw --hint
 # ```

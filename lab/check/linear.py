@@ -31,8 +31,8 @@ def _inputs(case: Case) -> dict[str, Tensor]:
 
 def _gradient_inputs(case: Case) -> dict[str, Tensor]:
     m, n, k = case.shape
-    dy, x, _ = LINEAR.make_inputs((m, k, n), rows.SINGLE, seed=case.seed)
-    x = x.new_empty(m, k).copy_(LINEAR.make_inputs((m, n, k), rows.SINGLE, seed=case.seed + 1)[0])
+    dy, _, _ = LINEAR.make_inputs((m, k, n), rows.SINGLE, seed=case.seed)
+    x, _, _ = LINEAR.make_inputs((m, n, k), rows.SINGLE, seed=case.seed + 1)
     return {"dy": dy.to(case.dtype), "x": x.to(case.dtype)}
 
 

@@ -217,7 +217,8 @@ class Watch:
         number = np.full(region.valid.size, -1)
         view = torch.from_numpy(number).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         view.copy_(torch.arange(tensor.numel()).view(tensor.shape))
-        return {program: np.unique(number[np.concatenate(parts)]) for program, parts in touched.items()}
+        found = {program: np.unique(number[np.concatenate(parts)]) for program, parts in touched.items()}
+        return {program: elements[elements >= 0] for program, elements in found.items()}
 
 
 @contextmanager
