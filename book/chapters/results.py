@@ -20,8 +20,6 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "/content/llm-kernel-lab")
 
 # %% tags=["hide-input"]
-import lab  # before triton: with no GPU it switches Triton to its interpreter
-
 from lab.backends import registry
 from lab.benchmark import records, report
 from lab.benchmark.figures import ladder
