@@ -133,14 +133,24 @@ def compiled_here(name: str, gpu: GPU, shape: tuple[int, ...] | None = None) -> 
 
 
 def resource_usage(binary: Binary) -> tuple[int, int, int]:
-    """Registers of a thread, bytes of a thread in local memory and bytes of shared memory of a block, as cuobjdump (it
-    comes with Triton) reads them in the binary of one kernel. It lists spills as stack."""
+    """Registers of a thread, bytes of a thread in local memory and bytes of shared memory of a block, in the binary of
+    one kernel. Raises ResourceError for a binary of several."""
+    usages = resource_usages(binary)
+    if len(usages) != 1:
+        raise ResourceError(f"expected the usage of one kernel, cuobjdump found {len(usages)}")
+    return usages[0]
+
+
+def resource_usages(binary: Binary) -> list[tuple[int, int, int]]:
+    """The same for every kernel of a binary, as cuobjdump reads it. It lists spills as stack."""
     text = _cuobjdump("-res-usage", binary)
     usages = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
-    if len(usages) != 1:
-        raise ResourceError(f"expected the usage of one kernel, cuobjdump printed: {text.strip()}")
-    registers, stack, static_shared = map(int, usages[0])
-    return registers, stack, static_shared + binary.dynamic_shared
+    if not usages:
+        raise ResourceError(f"expected the usage of a kernel, cuobjdump printed: {text.strip()}")
+    return [
+        (int(registers), int(stack), int(static_shared) + binary.dynamic_shared)
+        for registers, stack, static_shared in usages
+    ]
 
 
 def instructions(binary: Binary) -> int:
@@ -152,6 +162,7 @@ def instructions(binary: Binary) -> int:
 
 
 def _cuobjdump(option: str, binary: Binary) -> str:
+    """What cuobjdump, which comes with Triton, prints of a binary."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
