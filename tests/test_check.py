@@ -42,6 +42,7 @@ class WRONG:
     TRITON = wrong_answers("TRITON")
     CUDA_COMPILED = wrong_answers("CUDA_COMPILED")
     CUDA_RUN = wrong_answers("CUDA_RUN")
+    RMSNORM = import_module("wrong_answers.rmsnorm").TRITON
 
 
 def functions(path: Path) -> dict:
@@ -198,7 +199,7 @@ def test_the_turning_batch_is_the_first_that_is_compute_bound():
 def test_guard_zones_alone_catch_it_by_the_same_name(mistake, tmp_path, monkeypatch):
     """On a GPU no load or store can be watched: what was read from and written to the guard zones has to tell."""
     monkeypatch.setattr(Watch, "touched", lambda *_: None)
-    caught(next(wrong for wrong in WRONG.TRITON if wrong.mistake == mistake), tmp_path)
+    caught(next(wrong for wrong in WRONG.RMSNORM if wrong.mistake == mistake), tmp_path)
 
 
 @pytest.mark.cpu
@@ -219,7 +220,7 @@ def test_bandwidth_budget(fraction, holds, solutions, monkeypatch):
 
 @pytest.mark.cpu
 def test_report_shows_the_first_wrong_place(tmp_path):
-    wrong = next(wrong for wrong in WRONG.TRITON if wrong.mistake == "mean over the block")
+    wrong = next(wrong for wrong in WRONG.RMSNORM if wrong.mistake == "mean over the block")
     text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
     assert "smallest case x 1x3 float32" in text  # the smallest row that no block fits
     assert re.search(r"y\[0, 0\]: yours \S+, expected \S+, difference \S+ \(allowed: \S+\)", text)
@@ -229,7 +230,7 @@ def test_report_shows_the_first_wrong_place(tmp_path):
 
 @pytest.mark.cpu
 def test_report_points_at_the_access_out_of_bounds(tmp_path):
-    wrong = next(wrong for wrong in WRONG.TRITON if wrong.mistake == "stores without a mask")
+    wrong = next(wrong for wrong in WRONG.RMSNORM if wrong.mistake == "stores without a mask")
     text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
     assert "tl.store(y + row * columns + column, value * r * w)" in text
     assert "writes 1 of 4 elements outside every tensor of the launch; the first is y + 3" in text.replace(
@@ -239,7 +240,7 @@ def test_report_points_at_the_access_out_of_bounds(tmp_path):
 
 @pytest.mark.cpu
 def test_an_exception_is_shown_with_the_learners_own_lines(tmp_path):
-    report = check("rmsnorm.forward", mistaken(WRONG.TRITON[0], tmp_path))
+    report = check("rmsnorm.forward", mistaken(WRONG.RMSNORM[0], tmp_path))
     assert "return y / undefined" in str(report)
     assert "NameError: name 'undefined' is not defined" in str(report)
     assert "Traceback" not in str(report) and "lab/check" not in str(report)
@@ -255,7 +256,7 @@ def test_a_compile_error_is_nvrtcs_first_with_the_line(tmp_path):
 
 @pytest.mark.cpu
 def test_the_hint_is_held_back_and_shows_no_code(tmp_path, capsys):
-    report = check("rmsnorm.forward", mistaken(WRONG.TRITON[0], tmp_path))
+    report = check("rmsnorm.forward", mistaken(WRONG.RMSNORM[0], tmp_path))
     assert report.hint_text not in str(report)
     report.hint()
     assert capsys.readouterr().out.split() == report.hint_text.split()
@@ -264,7 +265,7 @@ def test_the_hint_is_held_back_and_shows_no_code(tmp_path, capsys):
 @pytest.mark.cpu
 def test_two_reports_of_one_function_are_equal(tmp_path):
     """Inputs are drawn from fixed seeds: a learner who changes nothing sees nothing change."""
-    fn = mistaken(WRONG.TRITON[10], tmp_path)
+    fn = mistaken(WRONG.RMSNORM[10], tmp_path)
     assert str(check("rmsnorm.forward", fn)) == str(check("rmsnorm.forward", fn))
 
 

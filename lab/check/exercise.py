@@ -31,6 +31,7 @@ from lab.check.report import COMPILED, FAILED, PASSED, Report
 if TYPE_CHECKING:
     from lab.check.calculation import Calculation
 
+SCATTERED = 2.0  # times the sectors that its elements would fill may a load or store touch: neighbours may be unaligned
 SCRATCH = 0.1  # of the budget's bytes: what may be moved to and from memory that is neither argument nor output
 
 
@@ -49,9 +50,13 @@ class Kind(Enum):
     UNDEFINED = auto()  # NaN where a number is expected
     WRONG = auto()
     WIDE = auto()  # a load or store wider than the block given
+    SCATTERED = auto()  # a load or store that touches more sectors than it needs
     PROGRAMS = auto()  # more programs than it takes with as many rows each as given
     TRAFFIC = auto()  # more bytes moved than the budget allows
     SLOW = auto()  # a smaller fraction of the bandwidth than the budget asks for
+
+
+NOT_WRONG = {Kind.WIDE, Kind.SCATTERED, Kind.PROGRAMS, Kind.TRAFFIC, Kind.SLOW}  # unless a property asks for it
 
 
 class Violation(NamedTuple):
@@ -91,8 +96,8 @@ Expectation = Callable[[dict, dict[str, Tensor]], dict[str, Target]]
 @dataclass(frozen=True)
 class Property:
     """name: what a failure is called. says: what is demanded. hint: where to look, and never the answer.
-    kinds: what counts as a failure (None: everything but budget, block size and grid). outputs: those looked at (None:
-    all). expectation: instead of the exercise's own."""
+    kinds: what counts as a failure (None: everything but `NOT_WRONG`). outputs: those looked at (None: all).
+    expectation: instead of the exercise's own."""
 
     name: str
     says: str
@@ -279,6 +284,9 @@ class Examination:
         if "block" in case.parameters and watch.widest > case.parameters["block"]:
             widest = f"the widest load or store has {watch.widest} lanes"
             yield Violation(Kind.WIDE, f"{widest}; the block given has {case.parameters['block']:g}")
+        if watch.scattered > SCATTERED:
+            times = f"a load or store touches {watch.scattered:.3g} times the sectors that its elements would fill"
+            yield Violation(Kind.SCATTERED, f"{times}; {SCATTERED:g} times are allowed")
         if per_program := case.parameters.get("rows_per_program"):
             rows = next(iter(run.outputs.values())).shape[0]
             asked, enough = math.prod(watch.launches[-1].grid), math.ceil(rows / per_program)
@@ -290,7 +298,7 @@ class Examination:
 
     def violation(self, examined: Property, run: Run) -> Violation | None:
         """What is wrong with this run as far as this property looks at it."""
-        kinds = examined.kinds or frozenset(Kind) - {Kind.WIDE, Kind.PROGRAMS, Kind.TRAFFIC, Kind.SLOW}
+        kinds = examined.kinds or frozenset(Kind) - NOT_WRONG
         if found := next((violation for violation in run.violations if violation.kind in kinds), None):
             return found
         if not run.outputs or not kinds & {Kind.WRONG, Kind.UNDEFINED}:
