@@ -14,21 +14,18 @@ Of the implementations, "triton:*" is every rung, "triton" the best, and "triton
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import yaml
 
 from lab.backends import registry
 from lab.benchmark.candidates import Workload
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import experiments_folder
+from lab.config import ConfigError, integer, mapping, read, require, sequence
 from lab.ops.operator import DTYPE_NAMES
 
 DIRECTIONS = ("forward", "backward", "both")
-
-
-class ConfigError(ValueError):
-    """A config that is not what it must be; the message names the key."""
 
 
 @dataclass(frozen=True)
@@ -57,41 +54,35 @@ def load(name: str) -> Experiment:
     """The experiment of that name. Raises ValueError for an unknown name, ConfigError for a bad config."""
     if name not in names():
         raise ValueError(f"unknown experiment {name!r}; expected one of {', '.join(names())}")
-    path = experiments_folder() / name / "config.yaml"
-    try:
-        return parse(name, yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return read(experiments_folder() / name / "config.yaml", partial(parse, name))
 
 
 def parse(name: str, config: object) -> Experiment:
     """An Experiment out of what YAML gave. Raises ConfigError naming the key."""
-    top = _mapping(config, "config", {"seed", "samples", "operators", "implementations", "peers"})
-    samples = _mapping(top["samples"], "samples", {"min", "max"})
-    least, most = (_integer(samples[key], f"samples.{key}", 2) for key in ("min", "max"))
-    _require(least <= most, "samples.max", most, f"at least samples.min, {least}")
+    top = mapping(config, "config", {"seed", "samples", "operators", "implementations", "peers"})
+    samples = mapping(top["samples"], "samples", {"min", "max"})
+    least, most = (integer(samples[key], f"samples.{key}", 2) for key in ("min", "max"))
+    require(least <= most, "samples.max", most, f"at least samples.min, {least}")
     operators = top["operators"]
-    _require(isinstance(operators, dict) and bool(operators), "operators", operators, "workloads by operator")
+    require(isinstance(operators, dict) and bool(operators), "operators", operators, "workloads by operator")
     workloads = [
         workload
         for op, entries in operators.items()
-        for index, entry in enumerate(_list(entries, f"operators.{op}"))
+        for index, entry in enumerate(sequence(entries, f"operators.{op}"))
         for workload in _workloads(op, entry, f"operators.{op}[{index}]")
     ]
-    _require(len(set(workloads)) == len(workloads), "operators", operators, "no workload twice")
-    for index, choice in enumerate(_list(top["implementations"], "implementations")):
+    require(len(set(workloads)) == len(workloads), "operators", operators, "no workload twice")
+    for index, choice in enumerate(sequence(top["implementations"], "implementations")):
         key = f"implementations[{index}]"
-        _require(isinstance(choice, str), key, choice, 'a string such as "triton:naive"')
+        require(isinstance(choice, str), key, choice, 'a string such as "triton:naive"')
         if not any(rungs(op, choice, key) for op in operators):
             raise ConfigError(f"{key} is {choice!r}, which implements none of {', '.join(operators)}")
     known = {peer for op in operators for peer in known_peers(op)}
-    for index, peer in enumerate(_list(top["peers"], "peers", empty=True)):
-        _require(peer in known, f"peers[{index}]", peer, f"one of {', '.join(sorted(known)) or 'none'}")
+    for index, peer in enumerate(sequence(top["peers"], "peers", empty=True)):
+        require(peer in known, f"peers[{index}]", peer, f"one of {', '.join(sorted(known)) or 'none'}")
     return Experiment(
         name=name,
-        seed=_integer(top["seed"], "seed", 0),
+        seed=integer(top["seed"], "seed", 0),
         min_samples=least,
         max_samples=most,
         workloads=tuple(workloads),
@@ -104,63 +95,31 @@ def rungs(op: str, choice: str, key: str = "implementations") -> list[registry.I
     """The implementations of `op` that "triton:*", "triton" or "triton:naive" names, in the ladder's order; none if the
     backend does not implement `op`, or has that rung for another operator only. ConfigError for unknown names."""
     backend, _, rung = choice.partition(":")
-    _require(backend in registry.backends(), key, choice, f"a backend of {', '.join(registry.backends())}")
+    require(backend in registry.backends(), key, choice, f"a backend of {', '.join(registry.backends())}")
     ladder = registry.ladder(op, backend)
     if rung == "*":
         return list(ladder)
     if not rung:
         return list(ladder[-1:])
     elsewhere = {each.rung for name in registry.operators() for each in registry.ladder(name, backend)}
-    _require(rung in elsewhere, key, choice, f"a rung of {backend}: {', '.join(each.rung for each in ladder)}")
+    require(rung in elsewhere, key, choice, f"a rung of {backend}: {', '.join(each.rung for each in ladder)}")
     return [each for each in ladder if each.rung == rung]
 
 
 def _workloads(op: object, entry: object, where: str) -> list[Workload]:
-    _require(op in registry.operators(), f"operators.{op}", op, f"one of {', '.join(registry.operators())}")
-    fields = _mapping(entry, where, {"shape", "dtype", "directions"})
+    require(op in registry.operators(), f"operators.{op}", op, f"one of {', '.join(registry.operators())}")
+    fields = mapping(entry, where, {"shape", "dtype", "directions"})
     dims = registry.operator(str(op)).dims
-    shape = _list(fields["shape"], f"{where}.shape")
-    _require(len(shape) == len(dims), f"{where}.shape", shape, f"{len(dims)} numbers: {', '.join(dims)}")
-    sizes = tuple(_integer(size, f"{where}.shape[{index}]", 1) for index, size in enumerate(shape))
+    shape = sequence(fields["shape"], f"{where}.shape")
+    require(len(shape) == len(dims), f"{where}.shape", shape, f"{len(dims)} numbers: {', '.join(dims)}")
+    sizes = tuple(integer(size, f"{where}.shape[{index}]", 1) for index, size in enumerate(shape))
     dtype = fields["dtype"]
-    _require(dtype in DTYPE_NAMES, f"{where}.dtype", dtype, f"one of {', '.join(DTYPE_NAMES)}")
-    directions = _list(fields["directions"], f"{where}.directions")
+    require(dtype in DTYPE_NAMES, f"{where}.dtype", dtype, f"one of {', '.join(DTYPE_NAMES)}")
+    directions = sequence(fields["directions"], f"{where}.directions")
     for index, direction in enumerate(directions):
         allowed = f"one of {', '.join(DIRECTIONS)}"
-        _require(direction in DIRECTIONS, f"{where}.directions[{index}]", direction, allowed)
+        require(direction in DIRECTIONS, f"{where}.directions[{index}]", direction, allowed)
     return [Workload(str(op), sizes, dtype, direction) for direction in directions]
-
-
-def _mapping(value: object, where: str, keys: set[str]) -> dict:
-    _require(isinstance(value, dict), where, value, f"a mapping with the keys {', '.join(sorted(keys))}")
-    assert isinstance(value, dict)
-    if unknown := set(value) - keys:
-        raise ConfigError(f"{where}.{min(map(str, unknown))} is not a key; expected {', '.join(sorted(keys))}")
-    if missing := keys - set(value):
-        raise ConfigError(f"{where}.{min(missing)} is missing")
-    return value
-
-
-def _list(value: object, where: str, empty: bool = False) -> list:
-    _require(isinstance(value, list) and (empty or bool(value)), where, value, "a list with something in it")
-    assert isinstance(value, list)
-    return value
-
-
-def _integer(value: object, where: str, least: int) -> int:
-    _require(
-        isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        where,
-        value,
-        f"a whole number of at least {least}",
-    )
-    assert isinstance(value, int)
-    return value
-
-
-def _require(true: bool, where: str, value: object, expected: str) -> None:
-    if not true:
-        raise ConfigError(f"{where} is {value!r}; expected {expected}")
 
 
 def without_bfloat16(workload: Workload, capability: tuple[int, int]) -> Workload:
