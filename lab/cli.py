@@ -1,4 +1,4 @@
-"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `generate`, `export`, `check`. Also
+"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `train`, `generate`, `export`, `check`. Also
 `python -m lab`."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except (ValueError, FileNotFoundError, registry.BackendUnavailable, CannotTime) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, registry.BackendUnavailable, CannotTime) as error:
         print(f"lab {arguments.name}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing is left to say at exit either
@@ -96,6 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, default=Path("reports"), metavar="DIR", help="default: reports")
     report.add_argument("--html", action="store_true", help="one HTML page instead of Markdown")
     report.set_defaults(command=_report)
+
+    train = commands.add_parser("train", help="train a model")
+    train.add_argument("config", type=Path, metavar="CONFIG.yaml", help="see `lab.training.config`")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    train.add_argument("--output", type=Path, metavar="DIR", help="default: runs/CONFIG")
+    train.set_defaults(command=_train)
 
     generate = commands.add_parser("generate", help="continue a text")
     generate.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="a Hugging Face folder")
@@ -394,6 +400,28 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ValueError(f"no published record{'' if arguments.all else f' of experiment {arguments.experiment!r}'}")
     for name, path in paths:
         print(report.write(records.read(path), arguments.output / name / path.stem, arguments.html))
+    return 0
+
+
+# lab train ----------------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from lab.training import load, metrics, train
+
+    config = load(arguments.config)
+    run = arguments.output or Path("runs") / arguments.config.stem
+    peak_flops = None
+    if torch.cuda.is_available():
+        from lab.benchmark.ceilings import measure_ceilings
+        from lab.benchmark.timing import ColdSampler
+
+        peak_flops = measure_ceilings(ColdSampler()).matmul_tflops * 1e12
+    path = train(config, run, arguments.resume, peak_flops)
+    first, *entries = metrics.read(run)
+    losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
+    bigram = first["run"]["bigram_loss"]
+    print(f"wrote {path}: validation loss {losses[-1]:.3f}{f', a bigram model {bigram:.3f}' if bigram else ''}")
     return 0
 
 

@@ -42,7 +42,7 @@ def read(path: Path, parse: Callable[[object], T]) -> T:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
