@@ -61,7 +61,9 @@ def build(chapter: Path, target: Path) -> None:
     """Execute the chapter and write it to `target`; a cell that fails raises, and `target` stays as it was."""
     notebook = convert(chapter)
     where = {"metadata": {"path": str(NOTEBOOKS)}}  # the folder that nbval runs it in
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where).execute()
+    # What a cell prints arrives in as many pieces as the machine's load makes of it: merge them.
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True)
+    client.execute()
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

@@ -1,5 +1,5 @@
-"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `train`, `generate`, `export`, `check`. Also
-`python -m lab`."""
+"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `train`, `generate`, `export`, `profile`,
+`check`. Also `python -m lab`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lab.ops.operator import DTYPE_NAMES
 if TYPE_CHECKING:
     from lab.benchmark.config import Experiment
     from lab.benchmark.records import Record
-    from lab.core import LLM
+    from lab.core import LLM, ModelConfig
 
 WIDTH = 80
 # Modules that a command alone needs are imported in it: `lab ops` should not wait for matplotlib and torch.compile.
@@ -63,21 +63,32 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("--json", action="store_true", help="print JSON")
     ops.set_defaults(command=_ops)
 
-    bench = commands.add_parser("bench", help="time implementations of an operator")
-    bench.add_argument("--level", choices=["kernel"], default="kernel", help="what is timed (default: kernel)")
-    bench.add_argument("--op", help="operator")
+    bench = commands.add_parser("bench", help="time an operator's implementations, a layer, a block or a model")
     bench.add_argument(
-        "--backend", action="append", metavar="CHOICE", help='"triton", "triton:naive", or "triton:*"; may be repeated'
+        "--level", choices=["kernel", "layer", "block", "model"], default="kernel", help="default: kernel"
     )
     bench.add_argument(
-        "--shape", action="append", help="such as 16384x4096, or a name that `lab ops OP` lists; may be repeated"
-    )
+        "--backend", action="append", metavar="CHOICE",
+        help='of a kernel "triton", "triton:naive" or "triton:*"; of a model "torch,rmsnorm=triton"; may be repeated',
+    )  # fmt: skip
     bench.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
-    bench.add_argument("--direction", choices=["forward", "backward", "both"], default="forward")
-    bench.add_argument("--peers", action="store_true", help="time the peers that are installed too")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     bench.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
-    bench.add_argument("--smoke", action="store_true", help="smallest shape, few samples; no GPU needed")
+    bench.add_argument("--smoke", action="store_true", help="something small, few samples; no GPU needed")
+    kernel = bench.add_argument_group("of a kernel")
+    kernel.add_argument("--op", help="operator")
+    kernel.add_argument(
+        "--shape", action="append", help="such as 16384x4096, or a name that `lab ops OP` lists; may be repeated"
+    )
+    kernel.add_argument("--direction", choices=["forward", "backward", "both"], help="default: forward")
+    kernel.add_argument("--peers", action="store_true", help="time the peers that are installed too")
+    model = bench.add_argument_group("of a layer, a block or a model")
+    model.add_argument("--model", help="a shape's name, such as llama3.2-1b")
+    model.add_argument("--module", help="self_attn, post_attention_layernorm or mlp (default: each of them)")
+    model.add_argument("--phase", choices=["prefill", "decode"], help="default: both")
+    model.add_argument("--batch", type=int, metavar="N", help="sequences (default: 1)")
+    model.add_argument("--tokens", type=int, metavar="N", help="of a prompt, or in the cache (default: 2048 or fewer)")
+    model.add_argument("--compile", action="store_true", help="time it under torch.compile too")
     bench.set_defaults(command=_bench)
 
     record = commands.add_parser("record", help="measure an experiment and publish its record")
@@ -120,6 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", required=True, type=Path, metavar="FOLDER", help="what to write")
     export.add_argument("--dtype", choices=DTYPE_NAMES, help="default: the checkpoint's")
     export.set_defaults(command=_export)
+
+    profile = commands.add_parser("profile", help="where the time of a model goes, operator by operator")
+    profile.add_argument(
+        "--model", required=True, metavar="MODEL", help="a shape's name, or a folder; weights are random"
+    )
+    profile.add_argument("--phase", choices=["prefill", "decode", "train"], default="prefill", help="default: prefill")
+    profile.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default: 1)")
+    profile.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence (default: 128)")
+    profile.add_argument("--backend", default="auto", metavar="CHOICE", help='such as "torch,rmsnorm=triton"')
+    profile.add_argument("--dtype", choices=DTYPE_NAMES, help="default: bfloat16 on a GPU, else float32")
+    profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, gzipped")
+    profile.set_defaults(command=_profile)
 
     commands.add_parser("check", help="check a solution of an exercise; see `lab check --help`")
     return parser
@@ -185,14 +208,9 @@ def _resources(arguments: argparse.Namespace, names: list[str]) -> int:
 def _placements(arguments: argparse.Namespace) -> int:
     """What each module of a model runs on. Layers that are alike are shown as one."""
     from lab.benchmark.tables import Table
-    from lab.core import LLM, MODELS, read_config
+    from lab.core import LLM
 
-    if arguments.model in MODELS:
-        config = MODELS[arguments.model]
-    elif Path(arguments.model).is_dir():
-        config = read_config(Path(arguments.model))
-    else:
-        raise ValueError(f"--model is {arguments.model!r}; expected a folder, or one of {', '.join(MODELS)}")
+    config = _config(arguments.model)
     with torch.device("meta"):
         model = LLM(config).use(arguments.backend or "auto")
     print(f"{arguments.model}: {config.num_hidden_layers} layers, {config.parameters / 1e9:.3g} billion weights")
@@ -233,12 +251,23 @@ def _describe(name: str) -> dict:
 # lab bench ----------------------------------------------------------------------------------------------------------
 
 
+OF_KERNEL = ("op", "shape", "direction", "peers")
+OF_MODEL = ("model", "module", "phase", "batch", "tokens", "compile")
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     from lab.benchmark import timing
 
-    if not arguments.smoke and not arguments.op:
+    of_kernel = arguments.level == "kernel"
+    for name in OF_MODEL if of_kernel else OF_KERNEL:
+        if getattr(arguments, name) is not None and getattr(arguments, name) is not False:
+            raise ValueError(f"--{name} goes with --level {'layer, block or model' if of_kernel else 'kernel'}")
+    if not of_kernel:
+        experiments = [_ad_hoc_model(arguments)]
+    elif arguments.smoke or arguments.op:
+        experiments = [_ad_hoc(arguments, op) for op in ([arguments.op] if arguments.op else registry.operators())]
+    else:
         raise ValueError(f"--op is missing; expected one of {', '.join(registry.operators())}")
-    experiments = [_ad_hoc(arguments, op) for op in ([arguments.op] if arguments.op else registry.operators())]
     if arguments.smoke and not torch.cuda.is_available():
         return _without_gpu(experiments)
     timing.require_gpu()
@@ -267,15 +296,14 @@ def _ad_hoc(arguments: argparse.Namespace, op: str) -> Experiment:
         dtype = torch.float32
         named = [min(contract.shapes, key=lambda shape: contract.cost(contract.shapes[shape], dtype, "forward").bytes)]
     shapes = [list(contract.shapes[text]) if text in contract.shapes else _shape(text) for text in named]
+    direction = arguments.direction or "forward"
     every = [f"{backend}:*" for backend in registry.backends() if registry.ladder(op, backend)]
     return config.parse(
         f"bench-{op}",
         {
             "seed": 0,
             "samples": {"min": 5, "max": 10} if arguments.smoke else {"min": 20, "max": 60},
-            "operators": {
-                op: [{"shape": s, "dtype": arguments.dtype, "directions": [arguments.direction]} for s in shapes]
-            },
+            "operators": {op: [{"shape": s, "dtype": arguments.dtype, "directions": [direction]} for s in shapes]},
             "implementations": arguments.backend or every,
             "peers": list(peers(op)) if arguments.peers else [],
         },
@@ -289,40 +317,60 @@ def _shape(text: str) -> list[int]:
         raise ValueError(f"--shape is {text!r}; expected sizes such as 16384x4096, or a shape's name") from None
 
 
-def _without_gpu(bench: list[Experiment]) -> int:
-    """What can be said honestly where nothing can be timed: the configs are valid, and what the work amounts to."""
-    from lab.benchmark import config, records
-    from lab.benchmark.tables import Table, shape_text
+def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:
+    """The same where the arguments are about a model."""
+    from lab.benchmark import config
+    from lab.benchmark.models import PHASES
+    from lab.core.config import MODELS
+    from lab.core.cost import LAYERS
 
-    experiments = [*bench, *map(config.load, config.names())]
-    for experiment in experiments:
-        try:
-            ceilings, gpu = (record := records.published(experiment.name)).ceilings, record.environment.gpu
-        except FileNotFoundError:
-            ceilings, gpu = None, ""
-        rows = []
-        for workload in experiment.workloads:
-            operator = registry.operator(workload.operator)
-            cost = operator.cost(workload.shape, workload.torch_dtype, workload.direction)
-            rows.append(
-                [
-                    f"{workload.operator} {workload.direction}",
-                    shape_text(workload.shape),
-                    f"{cost.bytes / 1e6:.1f}",
-                    f"{cost.flops / 1e6:.1f}",
-                    f"{cost.intensity:.2f}",
-                    f"{ceilings.floor_us(cost):.1f}" if ceilings else "-",
-                ]
-            )
-        header = ["operator", "shape", "MB", "MFLOP", "FLOP/B", "floor us"]
-        print(f"{experiment.name}: the config is valid{f'; floors at the ceilings of {gpu}' if gpu else ''}")
-        print(textwrap.indent(Table(header, rows).text(), "  "))
+    if arguments.level != "layer" and arguments.module:
+        raise ValueError("--module goes with --level layer")
+    name = arguments.model or ("tiny" if arguments.smoke else None)
+    if name not in MODELS:
+        is_it = f"is {name!r}" if name else "is missing"
+        raise ValueError(f"--model {is_it}; expected one of {', '.join(MODELS)}")
+    modules: list[dict] = [{}]
+    if arguments.level == "layer":
+        modules = [{"module": module} for module in ([arguments.module] if arguments.module else LAYERS)]
+    tokens = min(64 if arguments.smoke else 2048, MODELS[name].max_position_embeddings - 1)
+    sizes = {
+        "batch": 1 if arguments.batch is None else arguments.batch,
+        "tokens": tokens if arguments.tokens is None else arguments.tokens,
+        "dtype": arguments.dtype,
+    }
+    workloads = [
+        {"level": arguments.level, "phase": phase, **sizes, **module}
+        for module in modules
+        for phase in ([arguments.phase] if arguments.phase else PHASES)
+    ]
+    return config.parse(
+        f"bench-{name}",
+        {
+            "seed": 0,
+            "samples": {"min": 5, "max": 10} if arguments.smoke else {"min": 20, "max": 60},
+            "models": {name: workloads},
+            "backends": arguments.backend or ["torch", "auto"],
+            "compile": [False, True] if arguments.compile else [False],
+        },
+    )
+
+
+def _without_gpu(bench: list[Experiment]) -> int:
+    """What can be said honestly where nothing can be timed."""
+    from lab.benchmark import config
+    from lab.benchmark.estimates import estimates
+
+    for ad_hoc, experiments in ((True, bench), (False, map(config.load, config.names()))):
+        for experiment in experiments:
+            for part in estimates(experiment, ad_hoc):
+                print(part)
     print("Nothing was timed: this machine has no GPU.")
     return 0
 
 
 def _print_record(record: Record) -> None:
-    from lab.benchmark.tables import ladder_table
+    from lab.benchmark.tables import ladder_table, model_table
 
     c = record.ceilings
     product = f"{c.matmul_dtype} product {c.matmul_tflops:.0f} TFLOP/s"
@@ -330,16 +378,12 @@ def _print_record(record: Record) -> None:
     for op, direction, shape, dtype in dict.fromkeys(row.workload for row in record.rows):
         print(f"\n{op}, {dtype}")
         print(ladder_table(record, op, direction, shape).text())
-    _print_failures(record)
-
-
-def _print_failures(record: Record) -> None:
-    from lab.benchmark.tables import shape_text
-
-    for row in record.rows:
+    for workload in record.model_workloads():
+        print()
+        print(model_table(record, workload).text())
+    for row in record.all_rows:
         if row.error:
-            where = f"not timed: {row.operator} {row.direction} {shape_text(row.shape)} {row.label}: "
-            _wrapped(where, row.error, "")
+            _wrapped(f"not timed: {row}: ", row.error, "")
 
 
 def _json_text(measured: list[Record]) -> str:
@@ -351,11 +395,13 @@ def _json_text(measured: list[Record]) -> str:
 def _csv_text(measured: list[Record]) -> str:
     lines = []
     for record in measured:
-        for row in record.rows:
+        for row in record.all_rows:
             flat = asdict(row)
-            timing = flat.pop("timing") or {}
-            flat |= {"shape": "x".join(map(str, row.shape)), "notes": "; ".join(row.notes)}
-            lines.append({"gpu": record.environment.gpu, **flat, **timing})
+            timing, workload = flat.pop("timing") or {}, flat.pop("workload", {})
+            flat |= {name: "x".join(map(str, size)) for name, size in flat.items() if name == "shape"}
+            ran = flat.pop("implementations", {})
+            flat |= {"implementations": ",".join(f"{op}={rung}" for op, rung in ran.items())} if ran else {}
+            lines.append({"gpu": record.environment.gpu, **workload, **flat, "notes": "; ".join(row.notes), **timing})
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
     writer.writeheader()
@@ -400,6 +446,8 @@ def _report(arguments: argparse.Namespace) -> int:
         raise ValueError(f"no published record{'' if arguments.all else f' of experiment {arguments.experiment!r}'}")
     for name, path in paths:
         print(report.write(records.read(path), arguments.output / name / path.stem, arguments.html))
+    if arguments.all and (missing := report.not_recorded()):
+        print(f"not yet recorded: {', '.join(missing)}", file=sys.stderr)
     return 0
 
 
@@ -425,7 +473,18 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# lab generate, export -----------------------------------------------------------------------------------------------
+# lab generate, export, profile ---------------------------------------------------------------------------------------
+
+
+def _config(model: str) -> ModelConfig:
+    """That of a named shape, or of a folder."""
+    from lab.core import MODELS, read_config
+
+    if model in MODELS:
+        return MODELS[model]
+    if Path(model).is_dir():
+        return read_config(Path(model))
+    raise ValueError(f"--model is {model!r}; expected a folder, or one of {', '.join(MODELS)}")
 
 
 def _load(arguments: argparse.Namespace, backend: str) -> LLM:
@@ -451,4 +510,52 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     _load(arguments, "torch").save_pretrained(arguments.output)
     print(f"wrote {arguments.output}")
+    return 0
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from lab.benchmark.tables import Table
+    from lab.core import LLM, KVCache
+    from lab.profiling.profiler import profile
+
+    device, config = default_device(), _config(arguments.model)
+    batch, tokens = arguments.batch, arguments.tokens
+    if not (batch >= 1 and 1 <= tokens < config.max_position_embeddings):
+        most = config.max_position_embeddings - 1
+        raise ValueError(f"--batch is {batch}, --tokens {tokens}; expected at least 1, and at most {most} tokens")
+    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    with torch.device(device):
+        model = LLM(config).to(dtype).use(arguments.backend)
+        ids = torch.randint(config.vocab_size, (batch, tokens))
+
+    def train() -> None:
+        model.zero_grad()
+        model.loss(ids, ids).backward()
+
+    @torch.no_grad()
+    def prefill() -> None:
+        model(ids)
+
+    cache = KVCache(config, batch, tokens + 1, device=device, dtype=dtype)
+    if arguments.phase == "decode":
+        with torch.no_grad():
+            model(ids, cache)
+
+    @torch.no_grad()
+    def decode() -> None:
+        model(ids[:, :1], cache)
+        cache.trim([tokens] * batch)
+
+    step = {"prefill": prefill, "decode": decode, "train": train}[arguments.phase]
+    found = profile(model, step, trace=arguments.trace)
+    rows = [
+        [row.operator, row.direction, ":".join(filter(None, (row.backend, row.rung))), f"{row.calls:.0f}",
+         f"{row.us:.1f}", f"{100 * row.share:.1f}"]
+        for row in found.rows
+    ]  # fmt: skip
+    where = gpu_of(device).name if found.device == "cuda" else "the CPU"
+    print(f"{arguments.model}, {arguments.phase}, {batch} x {tokens} tokens: {found.us / 1e3:.2f} ms a step on {where}")
+    print(Table(["operator", "pass", "runs on", "calls", "us", "%"], rows).text())
+    if arguments.trace:
+        print(f"wrote {arguments.trace}: open it in https://ui.perfetto.dev")
     return 0

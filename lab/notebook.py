@@ -3,8 +3,12 @@ package, and measure on the GPU that is there."""
 
 from __future__ import annotations
 
+import html
 import inspect
+import os
 import sys
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,8 +17,10 @@ from lab.backends import registry
 from lab.benchmark import experiments
 from lab.benchmark.candidates import Workload
 from lab.benchmark.config import Experiment, without_bfloat16
+from lab.benchmark.figures import Figure
 from lab.benchmark.records import Record
 from lab.benchmark.tables import Table, ladder_table, shape_text
+from lab.profiling import roofline
 
 
 def show(*things: object) -> None:
@@ -28,10 +34,30 @@ def show(*things: object) -> None:
             print(thing)
 
 
+@dataclass(frozen=True)
+class Folded:
+    """What a reader opens: a line that is always there, and below it text, tables or figures. Of those that share a
+    `group` one is open at a time. A notebook shows it as HTML that needs no script."""
+
+    summary: str
+    things: tuple[str | Table | Figure, ...]
+    group: str = ""
+    is_open: bool = False
+
+    def _repr_html_(self) -> str:
+        attributes = f' name="{html.escape(self.group)}"' if self.group else ""
+        attributes += " open" if self.is_open else ""
+        parts = [f"<p>{html.escape(t)}</p>\n" if isinstance(t, str) else t._repr_html_() for t in self.things]
+        return f"<details{attributes}><summary>{html.escape(self.summary)}</summary>\n{''.join(parts)}</details>\n"
+
+    def __repr__(self) -> str:
+        return "\n".join([self.summary, *map(str, self.things)])
+
+
 def code(*functions: object) -> str:
-    """The Python source of functions or Triton kernels, as Markdown."""
-    sources = [inspect.getsource(getattr(function, "fn", function)).rstrip() for function in functions]  # type: ignore
-    return "```python\n" + "\n\n\n".join(sources) + "\n```"
+    """The Python source of classes, functions, methods or Triton kernels, as Markdown."""
+    sources = [inspect.getsource(getattr(function, "fn", function)) for function in functions]  # type: ignore
+    return "```python\n" + "\n\n\n".join(textwrap.dedent(source).rstrip() for source in sources) + "\n```"
 
 
 def cuda_code(path: Path, first: str, last: str) -> str:
@@ -77,6 +103,59 @@ class Published:
         """Time of `slow` over time of `fast`."""
         times = [self._row(label, operator, direction, shape).timing.median_us for label in (slow, fast)]
         return f"{times[0] / times[1]:.2f}"
+
+
+def explore(record: Record) -> None:
+    """Rooflines to look through: every operator at its named shapes in bfloat16, folded; and where somebody sits in
+    front of this kernel, an operator, shape, dtype and direction of their choice, too."""
+    if has_front_end():
+        from IPython.display import display
+
+        display(explorer(record))
+    for index, (name, op) in enumerate(registry.operators().items()):
+        groups = {
+            direction: [Workload(name, shape, "bfloat16", direction) for shape in op.shapes.values()]
+            for direction in ("forward", "backward")
+        }
+        every = [workload for group in groups.values() for workload in group]
+        things = (roofline.places(record, groups), roofline.table(record, every))
+        show(Folded(name, things, group="explorer", is_open=index == 0))
+
+
+def has_front_end() -> bool:
+    """Whether this kernel belongs to a page that is open in Jupyter or Colab, which can show widgets; not so where a
+    notebook is executed to be published or tested."""
+    return "google.colab" in sys.modules or "JPY_SESSION_NAME" in os.environ
+
+
+def explorer(record: Record):
+    """A widget: choose an operator, one of its shapes, a dtype and a direction, and see the place on the roofline."""
+    import ipywidgets
+
+    operators = registry.operators()
+
+    def shapes_of(name: str) -> list[tuple[str, tuple[int, ...]]]:
+        return [(f"{shape_text(sizes)} {shape}", sizes) for shape, sizes in operators[name].shapes.items()]
+
+    operator = ipywidgets.Dropdown(options=list(operators), description="operator")
+    shape = ipywidgets.Dropdown(options=shapes_of(operator.value), description="shape")
+    dtype = ipywidgets.Dropdown(options=["bfloat16", "float16", "float32"], description="dtype")
+    direction = ipywidgets.Dropdown(options=["forward", "backward", "both"], description="direction")
+    place = ipywidgets.HTML()
+
+    def offer_shapes(change) -> None:
+        shape.options = shapes_of(change.new)
+
+    def draw(*_) -> None:
+        workload = Workload(operator.value, shape.value, dtype.value, direction.value)
+        shown = (roofline.places(record, {operator.value: [workload]}), roofline.table(record, [workload]))
+        place.value = "".join(thing._repr_html_() for thing in shown)
+
+    operator.observe(offer_shapes, "value")
+    for control in (shape, dtype, direction):
+        control.observe(draw, "value")
+    draw()
+    return ipywidgets.VBox([operator, shape, dtype, direction, place])
 
 
 def measure_here(

@@ -1,4 +1,6 @@
-"""`lab train` in children that are killed with SIGKILL, and resumed: `python kill_training.py CONFIG WHOLE KILLED SEED`.
+"""`lab train` in children that are killed with SIGKILL, and resumed.
+
+    python kill_training.py CONFIG WHOLE KILLED SEED
 
 The run in the folder WHOLE is left alone. That in KILLED is killed eight times: in turns before some operation on its
 files, and at some moment. Prints what each kill left, as JSON. The children are forks of a process that has imported

@@ -16,6 +16,7 @@ import pytest
 import torch
 from rules import is_row_wise
 
+from lab import files
 from lab.backends import registry
 from lab.backends.cuda import rmsnorm as cuda_rmsnorm
 from lab.backends.hardware import ARCHITECTURES
@@ -214,8 +215,8 @@ def fake_backend(monkeypatch):
 
 def instruments(sample=lambda fn: fn() and 5000.0):
     return experiments.Instruments(
-        torch.device("cpu"), ENVIRONMENT, CEILINGS, sample,
-        graph_time=lambda fn: timing.GraphTime(None, "faked"), launch_overhead=lambda fn: 7.0,
+        torch.device("cpu"), ENVIRONMENT, CEILINGS, sample, latency=sample,
+        graph_time=lambda fn, calls=1: timing.GraphTime(None, "faked"), launch_overhead=lambda fn: 7.0,
         peak_memory=lambda fn: 1024, synchronize=lambda: None,
     )  # fmt: skip
 
@@ -426,14 +427,14 @@ def test_a_broken_record_is_refused(record, tmp_path, break_it, message):
 
 def test_text_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a" / "r.json"
-    records.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fails(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(records.os, "replace", fails)
+    monkeypatch.setattr(files.os, "replace", fails)
     with pytest.raises(OSError):
-        records.write_text(path, "new")
+        files.write_text(path, "new")
     assert path.read_text() == "old" and list(path.parent.iterdir()) == [path]
 
 
@@ -586,12 +587,24 @@ def test_of_a_rung_without_kernels_the_module_counts(tmp_path, monkeypatch):
     assert fingerprint_of(tmp_path, monkeypatch, text.replace("x * weight", "x + weight")) != before
 
 
+def test_of_a_rung_without_passes_the_module_of_its_function_counts():
+    without = [rung for op in registry.operators() for rung in registry.ladder(op, "torch") if not rung.has_passes]
+    assert {"attention", "decode_attention"} <= {rung.operator for rung in without}
+    found = set()
+    for rung in without:
+        shape = registry.operator(rung.operator).trial_shapes[-1]
+        workload = candidates.Workload(rung.operator, shape, "float32", "forward")
+        found.add(fingerprint(rung, workload, ARCHITECTURES["sm_90"]))
+    assert len(found) == len(without)
+
+
 # Configs --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", config.names())
 def test_the_experiments_of_this_repository_are_valid(name):
-    assert config.load(name).workloads
+    experiment = config.load(name)
+    assert experiment.workloads or experiment.models
 
 
 def changed(**changes):

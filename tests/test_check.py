@@ -15,11 +15,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lab.backends.registry import operator
 from lab.benchmark import timing
-from lab.check import check, collecting, main, terminal
+from lab.benchmark.ceilings import Ceilings
+from lab.check import check, collecting, main, progress, terminal
 from lab.check.exercise import Examination, exercises
 from lab.check.memory import Watch
 from lab.check.report import COMPILED, FAILED, PASSED
+from lab.ops.operator import Cost
+from lab.profiling.roofline import Roofline
 
 ROOT = Path(__file__).parents[1]
 NO_GPU = not torch.cuda.is_available()
@@ -29,10 +33,12 @@ CHAPTERS = sorted({name.partition(".")[0] for name in exercises()})
 
 def wrong_answers(kind: str) -> list:
     """Of every chapter."""
-    return [wrong for chapter in CHAPTERS for wrong in getattr(import_module(f"wrong_answers.{chapter}"), kind)]
+    return [wrong for chapter in CHAPTERS for wrong in getattr(import_module(f"wrong_answers.{chapter}"), kind, ())]
 
 
 class WRONG:
+    TORCH = wrong_answers("TORCH")
+    PYTHON = wrong_answers("PYTHON")
     TRITON = wrong_answers("TRITON")
     CUDA_COMPILED = wrong_answers("CUDA_COMPILED")
     CUDA_RUN = wrong_answers("CUDA_RUN")
@@ -75,8 +81,17 @@ def identify(wrong) -> str:
 
 # solutions pass -------------------------------------------------------------------------------------------------------
 
+TORCH = sorted(name for name, exercise in exercises().items() if exercise.language == "torch")
 TRITON = sorted(name for name, exercise in exercises().items() if exercise.language == "triton")
 CUDA = sorted(name for name, exercise in exercises().items() if exercise.language == "cuda")
+PYTHON = sorted(name for name, exercise in exercises().items() if exercise.language == "python")
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_plain_solution_passes(name, solutions):
+    report = check(name, solutions[name])
+    assert report.status == PASSED and not report.unchecked, report
+    assert report.held == [each.name for each in exercises()[name].properties]
 
 
 @pytest.mark.cpu
@@ -96,6 +111,12 @@ def test_cuda_solution_compiles_and_does_not_count_as_passed(name, solutions):
     assert "compiled, not run: this machine has no GPU" in str(report)
 
 
+@pytest.mark.parametrize("name", PYTHON)
+def test_calculation_passes(name, solutions):
+    report = check(name, solutions[name])
+    assert report.status == PASSED and not report.unchecked, report
+
+
 @needs_gpu
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TRITON + CUDA)
@@ -109,7 +130,7 @@ def test_solution_passes_on_a_gpu(name, solutions):
 
 
 @pytest.mark.cpu
-@pytest.mark.parametrize("wrong", WRONG.TRITON + WRONG.CUDA_COMPILED, ids=identify)
+@pytest.mark.parametrize("wrong", [*WRONG.PYTHON, *WRONG.TORCH, *WRONG.TRITON, *WRONG.CUDA_COMPILED], ids=identify)
 def test_wrong_answer_is_caught_by_name(wrong, tmp_path):
     caught(wrong, tmp_path)
 
@@ -125,7 +146,48 @@ def test_wrong_answer_is_caught_by_name_on_a_gpu(wrong, tmp_path):
 def test_no_property_is_for_show():
     """Each is the one that catches some wrong answer."""
     named = {each.name for exercise in exercises().values() for each in exercise.properties} | {"bytes moved"}
-    assert named == {wrong.property for wrong in [*WRONG.TRITON, *WRONG.CUDA_COMPILED, *WRONG.CUDA_RUN]}
+    every = [*WRONG.PYTHON, *WRONG.TORCH, *WRONG.TRITON, *WRONG.CUDA_COMPILED, *WRONG.CUDA_RUN]
+    assert named == {wrong.property for wrong in every}
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_the_mistakes_of_a_calculation_give_values_of_their_own(name):
+    exercise = exercises()[name]
+    functions = [exercise.answer, *(mistake.value for mistake in exercise.mistakes)]
+    values = [tuple(function(**case) for case in exercise.cases) for function in functions]
+    assert len(set(values)) == len(values)
+
+
+def test_calculations_agree_with_the_contracts_and_the_roofline():
+    """What a learner is told is right is what the package computes by."""
+    shape = (512, 1024)
+    cost = operator("swiglu").cost(shape, torch.bfloat16, "forward")
+    intensity = exercises()["roofline.swiglu_intensity"].answer(elements=shape[0] * shape[1], bits=16)
+    assert intensity == pytest.approx(cost.intensity)
+    m, n, k = 64, 1024, 512
+    cost = operator("linear").cost((m, n, k), torch.bfloat16, "forward")
+    without_bias = cost.flops - cost.flop_terms["+ bias"], cost.bytes - cost.byte_terms["read bias"]
+    ours = [exercises()[f"roofline.linear_{what}"].answer for what in ("flops", "bytes")]
+    assert (ours[0](m, n, k), ours[1](m, n, k, 16)) == without_bias
+    for case in exercises()["roofline.floor_us"].cases:
+        here = Roofline(
+            Cost({"": case["flops"]}, {"": case["nbytes"]}), Ceilings(case["gbps"], 0, case["tflops"], "bfloat16", 0)
+        )
+        assert exercises()["roofline.floor_us"].answer(**case) == pytest.approx(here.floor_us)
+        assert exercises()["roofline.bound"].answer(**case) == here.bound
+
+
+def test_the_turning_batch_is_the_first_that_is_compute_bound():
+    by_name = {name.removeprefix("roofline."): exercises()[name].answer for name in PYTHON}
+    for case in exercises()["roofline.turning_batch"].cases:
+        n, k, bits, *gpu = case.values()
+        turn = by_name["turning_batch"](**case)
+        batches = {1: "memory", 10**6: "memory"} if turn is None else {turn - 1: "memory", turn: "compute"}
+        for m, bound in batches.items():
+            assert (
+                by_name["bound"](by_name["linear_flops"](m, n, k), by_name["linear_bytes"](m, n, k, bits), *gpu)
+                == bound
+            )
 
 
 @pytest.mark.cpu
@@ -147,7 +209,7 @@ def test_bandwidth_budget(fraction, holds, solutions, monkeypatch):
     monkeypatch.setattr(timing, "measure", lambda candidates: {name: times[name] for name in candidates})
     exercise = exercises()["rmsnorm.forward"]
     budget = replace(exercise.budget, gpu_shape=(64, 64), fraction=fraction)
-    _, violation = Examination(replace(exercise, budget=budget), solutions[exercise.name]).bandwidth()
+    _, violation = Examination(replace(exercise, budget=budget), solutions[exercise.name]).bandwidth(budget)
     assert (violation is None) == holds
     assert holds or "50% of its bandwidth" in violation.text
 
@@ -208,7 +270,7 @@ def test_two_reports_of_one_function_are_equal(tmp_path):
 
 @pytest.mark.cpu
 def test_unknown_exercise_is_named():
-    with pytest.raises(ValueError, match=r"unknown exercise 'rmsnorm\.sideways'; expected one of rmsnorm\.forward"):
+    with pytest.raises(ValueError, match=r"unknown exercise 'rmsnorm\.sideways'; expected one of .*rmsnorm\.forward"):
         check("rmsnorm.sideways", print)
 
 
@@ -263,7 +325,7 @@ def test_page_shows_what_the_unsolved_exercise_prints(name):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An exercises folder of the test's own."""
-    monkeypatch.setattr(terminal, "FOLDER", tmp_path)
+    monkeypatch.setattr(progress, "FOLDER", tmp_path)
     return tmp_path
 
 
@@ -275,8 +337,7 @@ def test_empty_exercise_fails_without_a_traceback(folder, capfd):
     assert "Traceback" not in out + err
     assert out.count("FAILED at") == 5 and out.endswith("5 failed\n")
     assert main([]) == 0
-    listed = capfd.readouterr().out
-    assert re.search(r'rmsnorm.add +FAILED at "runs"', listed)
+    assert re.search(r"^  unanswered +rmsnorm.add +The residual add", capfd.readouterr().out, re.M)
 
 
 @pytest.mark.cpu
@@ -284,6 +345,51 @@ def test_solved_exercise_passes_in_a_terminal(folder, capfd):
     arguments = ["rmsnorm.forward", "rmsnorm.cuda", "--file", str(ROOT / "solutions" / "rmsnorm.py")]
     assert main(arguments) == 0
     assert capfd.readouterr().out.endswith("1 passed, 1 compiled but not run\n")
+
+
+def listed(capfd) -> str:
+    capfd.readouterr()
+    assert main([]) == 0
+    return capfd.readouterr().out
+
+
+@pytest.mark.cpu
+def test_progress_is_listed_by_chapter(folder, capfd):
+    """Every exercise, its last verdict, and whether it is still empty; nothing is run for that."""
+    (folder / "roofline.py").write_text((ROOT / "exercises" / "roofline.py").read_text())
+    first = listed(capfd)
+    assert all(name in first for name in exercises())
+    assert "roofline: 0 of 6 passed" in first and "rmsnorm: 0 of 5 passed" in first
+    assert re.search(r"^  unanswered  roofline.floor_us +The floor, in microseconds$", first, re.M)
+    assert re.search(r"^  unchecked   rmsnorm.add ", first, re.M)  # there is no file that says more
+
+    answers = (ROOT / "solutions" / "roofline.py").read_text().replace("return max(compute, memory)", "return memory")
+    stub = re.search(r"def bound.*?\n\n", (folder / "roofline.py").read_text(), re.S)[0]
+    (folder / "roofline.py").write_text(re.sub(r"def bound.*?\n\n", lambda _: stub, answers, flags=re.S))
+    assert re.search(r"^  unchecked   roofline.floor_us", listed(capfd), re.M)
+    assert main(["roofline"]) == 1
+    second = listed(capfd)
+    assert "roofline: 4 of 6 passed" in second
+    assert re.search(r'^  FAILED      roofline.floor_us .*\n +at "operations too"$', second, re.M)
+    assert re.search(r"^  unanswered  roofline.bound ", second, re.M)
+    assert str(check()) in second  # and so it reads in a notebook
+
+
+@pytest.mark.cpu
+def test_a_notebook_keeps_its_verdicts_and_a_script_does_not(folder, monkeypatch):
+    passes = exercises()["roofline.bound"].answer
+    check("roofline.bound", passes)
+    assert check().verdicts["roofline.bound"] == "unchecked"
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: "a shell"))
+    check("roofline.bound", passes)
+    assert check().verdicts["roofline.bound"] == PASSED
+    check("roofline.bound", lambda **_: "memory")
+    assert check().verdicts["roofline.bound"] == 'FAILED at "value"'
+
+
+def test_a_name_without_a_function_is_said():
+    with pytest.raises(TypeError, match=r"fn is None; expected your function for rmsnorm\.forward"):
+        check("rmsnorm.forward")
 
 
 DIES = """

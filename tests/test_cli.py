@@ -72,7 +72,7 @@ def test_ops_says_why_a_rung_cannot_run(capsys, monkeypatch):
         (["bench", "--op", "rmsnorm", "--shape", "12by3"], "lab bench: --shape is '12by3'"),
         (["bench", "--op", "rmsnorm", "--shape", "12"], "expected 2 numbers: rows, columns"),
         (["bench", "--op", "rmsnorm", "--dtype", "int8"], "dtype is 'int8'; expected one of float16"),
-        (["record", "nothing"], "lab record: unknown experiment 'nothing'; expected one of rmsnorm"),
+        (["record", "nothing"], "lab record: unknown experiment 'nothing'; expected one of baseline_torch"),
         (["reproduce", "nothing"], "lab reproduce: unknown experiment 'nothing'"),
         (["report", "nothing"], "lab report: no published record of experiment 'nothing'"),
         (["report"], "lab report: expected either the NAME of an experiment or --all"),
@@ -204,3 +204,68 @@ def test_report_writes_what_is_published(capsys, monkeypatch, tmp_path, measured
         code, out, _ = run(capsys, "report", "rmsnorm", "--output", str(tmp_path / "out"), *arguments)
         assert (code, out.strip()) == (0, str(tmp_path / "out" / "rmsnorm" / "gpu" / name))
         assert "torch:eager" in Path(out.strip()).read_text()
+
+
+def test_ops_of_a_model(capsys):
+    code, out, _ = run(capsys, "ops", "--model", "llama3.2-1b", "--backend", "torch,rmsnorm=triton:naive")
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0 and out.startswith("llama3.2-1b: 16 layers, 1.24 billion weights")
+    assert ["layers.0.input_layernorm", "rmsnorm", "triton:naive"] in lines
+    assert ["layers.1-15.input_layernorm", "add_rmsnorm", "torch:eager"] in lines
+    assert ["layers.0-15.mlp.down_proj", "linear", "torch:eager"] in lines
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    from test_core import TINY, byte_tokenizer, ours
+
+    model = ours(TINY, 0)
+    model.tokenizer = byte_tokenizer()
+    model.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_generate(capsys, model_folder):
+    arguments = "--model", model_folder, "--prompt", "ABC", "--max-new-tokens", "9"
+    code, out, _ = run(capsys, "generate", *arguments)
+    assert code == 0 and 5 <= len(out) <= 10 and out.endswith("\n")
+    assert run(capsys, "generate", *arguments, "--top-k", "1", "--temperature", "1")[1] == out
+    assert run(capsys, "generate", *arguments, "--backend", "torch,add_rmsnorm=triton")[1] == out
+    drawn = {run(capsys, "generate", *arguments, "--temperature", "2", "--seed", str(seed))[1] for seed in range(3)}
+    assert len(drawn) == 3
+
+
+def test_export(capsys, model_folder, tmp_path):
+    from lab.core import LLM
+
+    output = str(tmp_path / "exported")
+    code, out, _ = run(capsys, "export", "--model", model_folder, "--output", output, "--dtype", "float16")
+    assert code == 0 and out == f"wrote {output}\n"
+    exported, model = LLM.from_pretrained(output, device="cpu"), LLM.from_pretrained(model_folder, device="cpu")
+    assert exported.config == model.config and exported.tokenizer.to_str() == model.tokenizer.to_str()
+    for name, weight in exported.named_parameters():
+        assert weight.dtype == torch.float16 and torch.equal(weight, model.get_parameter(name).half())
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["ops", "--model", "llama9"], "lab ops: --model is 'llama9'; expected a folder, or one of llama3-8b"),
+        (["ops", "--backend", "torch"], "lab ops: --backend goes with --model"),
+        (["ops", "--model", "tiny", "--backend", "x"], "lab ops: unknown backend 'x'"),
+        (["generate", "--model", "nowhere", "--prompt", "a"], "lab generate: --model is 'nowhere'; expected a folder"),
+        (["generate", "--model", "{}", "--prompt", ""], "lab generate: prompts: expected at least one"),
+        (["generate", "--model", "{}", "--prompt", "A", "--top-p", "2"], "lab generate: top_p is 2.0; expected"),
+        (
+            ["generate", "--model", "{}", "--prompt", "A", "--max-new-tokens", "999"],
+            "lab generate: max_new_tokens is",
+        ),
+        (["export", "--model", ".", "--output", "x"], "lab export: config.json: is not there"),
+    ],
+)
+def test_a_model_that_cannot_be_used(capsys, model_folder, argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *[part.format(model_folder) for part in argv])
+    assert code == 2 and out == "" and err.startswith(message)
+    assert not (tmp_path / "x").exists()

@@ -48,9 +48,9 @@ def ran(function, *tensors) -> list[str]:
 
 
 def test_built_in_operators_and_ladders():
-    assert {"rmsnorm", "add_rmsnorm"} <= set(registry.operators())
+    assert {"rmsnorm", "add_rmsnorm", "softmax"} <= set(registry.operators())
     assert registry.backends()[:3] == ["torch", "triton", "cuda"]
-    for op in ("rmsnorm", "add_rmsnorm"):
+    for op in ("rmsnorm", "add_rmsnorm", "softmax"):
         assert len(registry.ladder(op, "triton")) >= 4 and len(registry.ladder(op, "cuda")) >= 3
         assert registry.ladder(op, "triton")[0].rung == "naive"
         for rung in registry.implementations(op):

@@ -1,15 +1,18 @@
 """The roofline's arithmetic, and its plot."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lab.backends import registry
+from lab.benchmark.candidates import Workload
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment
 from lab.benchmark.records import SCHEMA, Record, Row
 from lab.benchmark.timing import summarize
 from lab.ops.operator import Cost
-from lab.profiling.roofline import Roofline, plot, roofline
+from lab.profiling.roofline import Roofline, of, places, plot, roofline, table
 
 CEILINGS = Ceilings(2000.0, copy_bytes=1 << 32, matmul_tflops=500.0, matmul_dtype="bfloat16", matmul_size=8192)
 SHAPE = (16384, 4096)
@@ -63,6 +66,31 @@ def test_plot_shows_every_candidate_and_follows_the_record():
     assert moved.svg != shown.svg
     with pytest.raises(ValueError, match="no time"):
         plot(make_record(times), "rmsnorm", (1, 1), "forward")
+
+
+DECODE = Workload("linear", (16, 14336, 4096), "bfloat16", "forward")
+PREFILL = Workload("linear", (8192, 14336, 4096), "bfloat16", "forward")
+
+
+def test_table_says_what_bounds_a_workload():
+    record = make_record({})
+    (decode, prefill) = table(record, [DECODE, PREFILL]).rows
+    cost = of(record, DECODE).cost
+    assert decode == ["forward 16x14336x4096", "15.92", "memory", f"{cost.bytes / 2000e3:.1f}", "1879", "118"]
+    assert prefill[2:4] == ["compute", f"{of(record, PREFILL).cost.flops / 500e6:.1f}"]
+    mixed = table(record, [DECODE, Workload("rmsnorm", SHAPE, "bfloat16", "forward")])
+    assert mixed.header[0] == "operator" and mixed.rows[1][0] == "rmsnorm forward 16384x4096"
+
+
+def test_places_tells_each_group_and_follows_the_ceilings():
+    record = make_record({})
+    shown = places(record, {"layer": [DECODE, PREFILL], "norm": [Workload("rmsnorm", SHAPE, "bfloat16", "forward")]})
+    assert "ridge is at 250 FLOPs a byte" in shown.alt
+    assert "layer 15.92 to 2294, memory-bound or compute-bound; norm 1.00, memory-bound" in shown.alt
+    for word in ("layer 15.92 to 2294", "norm 1.00", "memory: 2000 GB/s", "compute: 500 TFLOP/s"):
+        assert word in shown.svg
+    faster = replace(record, ceilings=replace(CEILINGS, copy_gbps=4000.0))
+    assert "ridge is at 125" in places(faster, {"layer": [DECODE]}).alt
 
 
 @pytest.mark.parametrize("name", registry.operators())

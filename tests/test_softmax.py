@@ -1,14 +1,18 @@
 """What is particular to softmax: masked rows, infinities, large numbers, long rows and short ones."""
 
 import math
+import re
 
 import pytest
 import torch
 from rules import check_error, check_non_finite, random_grads
-from test_numerics import DEVICE, HALF, HERE, ON_GPU
+from test_errors import BACKENDS
+from test_numerics import COLUMNS, DEVICE, HALF, HERE, ON_GPU
 
 import lab
 from lab.backends import registry
+from lab.backends.dry_run import launches_of
+from lab.backends.hardware import ARCHITECTURES
 from lab.backends.registry import Implementation
 
 SOFTMAX = registry.operator("softmax")
@@ -86,6 +90,25 @@ def test_large_numbers_do_not_overflow(implementation, dtype, seed):
     assert not lab.get_op("softmax", str(implementation))(x).isnan().any()
 
 
+@pytest.mark.parametrize("rung", ["one_pass", "cluster"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("columns", [*COLUMNS, 3, 8, 40, 64, 50257, 65537, 131072, 524288, 524289])
+def test_the_launches_of_cuda_have_room_for_every_row_and_column(rung, direction, columns):
+    """A kernel that keeps a row in registers does not notice what it has no register for. (`tests/test_resources.py`
+    compiles them; only a GPU runs them.)"""
+    rows, implementation = 1001, next(r for r in registry.ladder("softmax", "cuda") if r.rung == rung)
+    for dtype in (torch.float16, torch.float32, torch.float64):
+        (launch,) = launches_of(implementation, (rows, columns), dtype, direction, ARCHITECTURES["sm_90"])
+        whole = re.fullmatch(rf"softmax_{direction}<\w+, (\d+), (\d+), (\d+), (\d+), (\d+)>", launch.kernel)
+        if whole is None:  # too long for registers: any length will do
+            assert "_vectorized<" in launch.kernel and columns > 4096 and launch.grid == (rows,)
+            continue
+        vec, threads, lanes, held, cluster = map(int, whole.groups())
+        assert columns % vec == 0 and cluster * lanes * held * vec >= columns
+        assert launch.grid[0] // cluster * (threads // lanes) >= rows and launch.grid[0] % cluster == 0
+        assert (launch.options["block"], launch.options["cluster"]) == (threads, cluster)
+
+
 def without_maximum(x):
     e = torch.exp(x)
     return (e / e.sum(-1, keepdim=True),)
@@ -119,7 +142,7 @@ def test_mistake_is_caught(mistake, check):
         del registry._ladders["wrong"]
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "x, kind, says",
     [

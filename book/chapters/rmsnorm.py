@@ -221,7 +221,7 @@ show(f"**Outcome:** {percent('cuda:naive')}, and {percent('cuda:naive', shape=WI
 # its two uses.
 
 # %% tags=["remove-input"]
-show(cuda_code(SOURCE, "template <int THREADS, typename A> __device__ inline A block_sum", "// naive"))
+show(cuda_code(SOURCE.with_name("rows.cuh"), "// Sum over LANES", "// Clusters"))
 show(cuda_code(SOURCE, "template <typename T, int VEC, int THREADS, Keep KEEP, int HELD", "// vectorized and one_pass, backward"))
 
 # %% tags=["remove-input"]

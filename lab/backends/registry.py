@@ -17,7 +17,7 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -301,6 +301,26 @@ def trace() -> Iterator[list[Call]]:
         _traces.remove(calls)
 
 
-def record_call(implementation: Implementation, direction: str) -> None:
+_ranges: list[Callable[[Call], AbstractContextManager]] = []
+_no_range = nullcontext()
+
+
+@contextmanager
+def ranges(around: Callable[[Call], AbstractContextManager]) -> Iterator[None]:
+    """Inside the block, every pass that `trace` would note runs inside `around(call)`: a profiler's range, such as
+    `torch.profiler.record_function`."""
+    _ranges.append(around)
+    try:
+        yield
+    finally:
+        _ranges.remove(around)
+
+
+def running(implementation: Implementation, direction: str) -> AbstractContextManager:
+    """What a pass runs inside."""
+    if not (_traces or _ranges):
+        return _no_range
+    call = Call(implementation.operator, implementation.backend, implementation.rung, direction)
     for calls in _traces:
-        calls.append(Call(implementation.operator, implementation.backend, implementation.rung, direction))
+        calls.append(call)
+    return _ranges[-1](call) if _ranges else _no_range

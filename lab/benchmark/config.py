@@ -7,38 +7,58 @@
         - {shape: [16384, 4096], dtype: bfloat16, directions: [forward]}
     implementations: ["triton:*", cuda]
     peers: [torch eager, liger]
+    models:
+      llama3.2-1b:
+        - {level: model, phase: decode, batch: 8, tokens: 2047, dtype: bfloat16}
+        - {level: layer, module: mlp, phase: prefill, batch: 1, tokens: 2048, dtype: bfloat16}
+    backends: [torch, "torch,rmsnorm=triton"]
+    compile: [false, true]
 
-Of the implementations, "triton:*" is every rung, "triton" the best, and "triton:naive" that one.
+Of the implementations, "triton:*" is every rung, "triton" the best, and "triton:naive" that one. Each of the backends
+is a choice string (`lab.backends.registry`), run without torch.compile (false), with it (true) or both ways. Phase and
+tokens are as in `lab.benchmark.models.ModelWorkload`. Operators may be absent, or models, with the two keys after them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
 from lab.backends import registry
 from lab.benchmark.candidates import Workload
+from lab.benchmark.models import LEVELS, PHASES, ModelWorkload
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import experiments_folder
-from lab.config import ConfigError, integer, mapping, read, require, sequence
+from lab.config import ConfigError, boolean, integer, mapping, read, require, sequence
+from lab.core.config import MODELS
+from lab.core.cost import LAYERS
 from lab.ops.operator import DTYPE_NAMES
 
 DIRECTIONS = ("forward", "backward", "both")
+OF_OPERATORS = {"operators", "implementations", "peers"}
+OF_MODELS = {"models", "backends", "compile"}
+
+AnyWorkload = TypeVar("AnyWorkload", Workload, ModelWorkload)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What `experiments.run` measures. implementations: choices as in this module's text; peers: names."""
+    """What `experiments.run` measures: `workloads` with `implementations` (choices as in this module's text) and with
+    `peers` (names); `models` with `backends` (choice strings), each as `compile` says."""
 
     name: str
     seed: int
     min_samples: int
     max_samples: int
-    workloads: tuple[Workload, ...]
-    implementations: tuple[str, ...]
-    peers: tuple[str, ...]
+    workloads: tuple[Workload, ...] = ()
+    implementations: tuple[str, ...] = ()
+    peers: tuple[str, ...] = ()
+    models: tuple[ModelWorkload, ...] = ()
+    backends: tuple[str, ...] = ()
+    compile: tuple[bool, ...] = ()
 
     @property
     def operators(self) -> list[str]:
@@ -59,11 +79,22 @@ def load(name: str) -> Experiment:
 
 def parse(name: str, config: object) -> Experiment:
     """An Experiment out of what YAML gave. Raises ConfigError naming the key."""
-    top = mapping(config, "config", {"seed", "samples", "operators", "implementations", "peers"})
+    top = mapping(config, "config", {"seed", "samples"}, OF_OPERATORS | OF_MODELS)
     samples = mapping(top["samples"], "samples", {"min", "max"})
     least, most = (integer(samples[key], f"samples.{key}", 2) for key in ("min", "max"))
     require(least <= most, "samples.max", most, f"at least samples.min, {least}")
-    operators = top["operators"]
+    sections: dict[str, tuple] = {}
+    for keys, parsed in ((OF_OPERATORS, _of_operators), (OF_MODELS, _of_models)):
+        if section := {key: value for key, value in top.items() if key in keys}:
+            sections |= parsed(mapping(section, "config", keys))
+    if not sections:
+        raise ConfigError("config.operators is missing, and so is config.models; expected either or both")
+    return Experiment(name, integer(top["seed"], "seed", 0), least, most, **sections)
+
+
+def _of_operators(section: dict) -> dict[str, tuple]:
+    """The fields of an Experiment that the section about operators gives."""
+    operators = section["operators"]
     require(isinstance(operators, dict) and bool(operators), "operators", operators, "workloads by operator")
     workloads = [
         workload
@@ -71,24 +102,41 @@ def parse(name: str, config: object) -> Experiment:
         for index, entry in enumerate(sequence(entries, f"operators.{op}"))
         for workload in _workloads(op, entry, f"operators.{op}[{index}]")
     ]
-    require(len(set(workloads)) == len(workloads), "operators", operators, "no workload twice")
-    for index, choice in enumerate(sequence(top["implementations"], "implementations")):
+    _distinct(workloads, "operators", "workload")
+    for index, choice in enumerate(sequence(section["implementations"], "implementations")):
         key = f"implementations[{index}]"
         require(isinstance(choice, str), key, choice, 'a string such as "triton:naive"')
         if not any(rungs(op, choice, key) for op in operators):
             raise ConfigError(f"{key} is {choice!r}, which implements none of {', '.join(operators)}")
     known = {peer for op in operators for peer in known_peers(op)}
-    for index, peer in enumerate(sequence(top["peers"], "peers", empty=True)):
+    for index, peer in enumerate(sequence(section["peers"], "peers", empty=True)):
         require(peer in known, f"peers[{index}]", peer, f"one of {', '.join(sorted(known)) or 'none'}")
-    return Experiment(
-        name=name,
-        seed=integer(top["seed"], "seed", 0),
-        min_samples=least,
-        max_samples=most,
-        workloads=tuple(workloads),
-        implementations=tuple(top["implementations"]),
-        peers=tuple(top["peers"]),
-    )
+    implementations, peers = tuple(section["implementations"]), tuple(section["peers"])
+    return {"workloads": tuple(workloads), "implementations": implementations, "peers": peers}
+
+
+def _of_models(section: dict) -> dict[str, tuple]:
+    """The fields of an Experiment that the section about models gives."""
+    models = section["models"]
+    require(isinstance(models, dict) and bool(models), "models", models, "workloads by model")
+    workloads = [
+        _model_workload(model, entry, f"models.{model}[{index}]")
+        for model, entries in models.items()
+        for index, entry in enumerate(sequence(entries, f"models.{model}"))
+    ]
+    _distinct(workloads, "models", "workload")
+    for index, choice in enumerate(sequence(section["backends"], "backends")):
+        require(isinstance(choice, str), f"backends[{index}]", choice, 'a string such as "torch,rmsnorm=triton"')
+        try:
+            registry.parse_choice(choice)
+        except ValueError as error:
+            raise ConfigError(f"backends[{index}] is {choice!r}: {error}") from None
+    _distinct(section["backends"], "backends", "choice")
+    for index, compile in enumerate(sequence(section["compile"], "compile")):
+        boolean(compile, f"compile[{index}]")
+    _distinct(section["compile"], "compile", "value")
+    backends, compile = tuple(section["backends"]), tuple(section["compile"])
+    return {"models": tuple(workloads), "backends": backends, "compile": compile}
 
 
 def rungs(op: str, choice: str, key: str = "implementations") -> list[registry.Implementation]:
@@ -122,8 +170,28 @@ def _workloads(op: object, entry: object, where: str) -> list[Workload]:
     return [Workload(str(op), sizes, dtype, direction) for direction in directions]
 
 
-def without_bfloat16(workload: Workload, capability: tuple[int, int]) -> Workload:
+def _model_workload(model: object, entry: object, where: str) -> ModelWorkload:
+    require(model in MODELS, f"models.{model}", model, f"one of {', '.join(MODELS)}")
+    of_layer = {"module"} if isinstance(entry, dict) and entry.get("level") == "layer" else set()
+    fields = mapping(entry, where, {"level", "phase", "batch", "tokens", "dtype"} | of_layer)
+    allowed = {"level": LEVELS, "phase": PHASES, "dtype": DTYPE_NAMES} | ({"module": LAYERS} if of_layer else {})
+    for key, values in allowed.items():
+        require(fields[key] in values, f"{where}.{key}", fields[key], f"one of {', '.join(values)}")
+    integer(fields["batch"], f"{where}.batch", 1)
+    least = 2 if fields["phase"] == "prefill" else 1  # one new token is a step of decoding
+    tokens = integer(fields["tokens"], f"{where}.tokens", least)
+    workload = ModelWorkload(model=str(model), **{"module": None, **fields})
+    most = MODELS[workload.model].max_position_embeddings - (workload.context + workload.new - tokens)
+    require(tokens <= most, f"{where}.tokens", tokens, f"at most {most}, for the positions that {model} has")
+    return workload
+
+
+def _distinct(values: list, where: str, what: str) -> None:
+    require(len(set(values)) == len(values), where, values, f"no {what} twice")
+
+
+def without_bfloat16(workload: AnyWorkload, capability: tuple[int, int]) -> AnyWorkload:
     """The workload in float16 on a GPU that has no bfloat16 (before compute capability 8.0)."""
     if torch.bfloat16 == workload.torch_dtype and capability < (8, 0):
-        return Workload(workload.operator, workload.shape, "float16", workload.direction)
+        return replace(workload, dtype="float16")
     return workload

@@ -19,30 +19,34 @@ import torch._functorch.config
 from tqdm import tqdm
 
 from lab.backends import registry
-from lab.benchmark import config, records, timing
+from lab.benchmark import config, model_runs, records, timing
 from lab.benchmark.candidates import METHOD, Call, Expected, Inputs, Workload
 from lab.benchmark.ceilings import Ceilings, measure_ceilings
 from lab.benchmark.config import Experiment
 from lab.benchmark.environment import Environment, environment, slug
 from lab.benchmark.fingerprint import fingerprint
+from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.peers import PeerAbsent
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import BASELINE, PEER, Record, Row
 from lab.files import write_text
 
 SHORT_US = 20.0  # with a floor below this, launching takes as long as running: CUDA graph and launch are measured too
+AnyRow = Row | ModelRow
 AUTO = Path(registry.__file__).with_name("auto.json")
 
 
 @dataclass(frozen=True)
 class Instruments:
-    """What `run` measures with: the GPU's, or a test's."""
+    """What `run` measures with: the GPU's, or a test's. sample times a call behind a cold L2 cache, between events on
+    the GPU; latency as its caller sees it."""
 
     device: torch.device
     environment: Environment
     ceilings: Ceilings
     sample: Callable[[timing.Call], float]
-    graph_time: Callable[[timing.Call], timing.GraphTime] = timing.graph_time
+    latency: Callable[[timing.Call], float]
+    graph_time: Callable[..., timing.GraphTime] = timing.graph_time
     launch_overhead: Callable[[timing.Call], float] = timing.launch_overhead
     peak_memory: Callable[[timing.Call], int] = timing.peak_memory_delta
     synchronize: Callable[[], None] = torch.cuda.synchronize
@@ -54,7 +58,8 @@ def gpu_instruments() -> Instruments:
     sample = timing.ColdSampler()
     ceilings = measure_ceilings(sample)
     torch.cuda.empty_cache()
-    return Instruments(torch.device("cuda", torch.cuda.current_device()), environment(), ceilings, sample)
+    here = torch.device("cuda", torch.cuda.current_device())
+    return Instruments(here, environment(), ceilings, sample, sample.latency)
 
 
 def run(experiment: Experiment, instruments: Instruments | None = None, progress: bool = True) -> Record:
@@ -64,20 +69,25 @@ def run(experiment: Experiment, instruments: Instruments | None = None, progress
     Raises CannotTime without a GPU, and whatever a GPU raises that has broken down.
     """
     instruments = instruments or gpu_instruments()
-    workloads = experiment.workloads
+    workloads, models = experiment.workloads, experiment.models
     if instruments.device.type == "cuda":
         capability = torch.cuda.get_device_capability(instruments.device)
         workloads = tuple(config.without_bfloat16(workload, capability) for workload in workloads)
-        if workloads != experiment.workloads:
+        models = tuple(config.without_bfloat16(workload, capability) for workload in models)
+        if (workloads, models) != (experiment.workloads, experiment.models):
             print("this GPU has no bfloat16: measuring in float16 instead", file=sys.stderr)
     rows: list[Row] = []
-    with tqdm(total=len(workloads), unit="workload", disable=not progress, file=sys.stderr, ncols=80) as bar:
-        for workload in workloads:
+    model_rows: list[ModelRow] = []
+    everything: list[Workload | ModelWorkload] = [*workloads, *models]
+    with tqdm(total=len(everything), unit="workload", disable=not progress, file=sys.stderr, ncols=80) as bar:
+        for workload in everything:
             bar.set_postfix_str(str(workload)[:36])
-            # Lest torch.compile's backward eats what was saved for it, and so can run only once.
-            donated = workload.direction != "backward"
-            with torch._functorch.config.patch(donated_buffer=donated):
-                rows += _run_workload(workload, experiment, instruments)
+            if isinstance(workload, ModelWorkload):
+                model_rows += model_runs.run_workload(workload, experiment, instruments)
+            else:
+                # Lest torch.compile's backward eats what was saved for it, and so can run only once.
+                with torch._functorch.config.patch(donated_buffer=workload.direction != "backward"):
+                    rows += _run_workload(workload, experiment, instruments)
             gc.collect()
             if instruments.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -86,10 +96,11 @@ def run(experiment: Experiment, instruments: Instruments | None = None, progress
         schema=records.SCHEMA,
         experiment=experiment.name,
         config=json.loads(json.dumps(asdict(experiment))),
-        method=METHOD,
+        method=" ".join([*([METHOD] if workloads else []), *([model_runs.METHOD] if models else [])]),
         environment=instruments.environment,
         ceilings=instruments.ceilings,
         rows=tuple(rows),
+        models=tuple(model_rows),
     )
 
 
@@ -238,7 +249,7 @@ def fastest_backends(record: Record) -> dict[str, str]:
 
 
 def publish(record: Record, output: Path | None = None) -> Path:
-    """Write the record, env.txt and the choice of `auto` for this GPU; return the record's path.
+    """Write the record, env.txt and, out of its operators, the choice of `auto` for this GPU; return the record's path.
 
     output: a folder that takes results/<gpu>.json, env.txt and auto.json; None means their places in this checkout.
     """
@@ -246,11 +257,12 @@ def publish(record: Record, output: Path | None = None) -> Path:
     path = folder / "results" / f"{slug(record.environment.gpu)}.json"
     record.write(path)
     write_text(folder / "env.txt", record.environment.text())
-    auto = AUTO if output is None else output / "auto.json"
-    choices = json.loads(auto.read_text()) if auto.exists() else {}
-    choices.setdefault(record.environment.gpu, {}).update(fastest_backends(record))
-    write_text(auto, json.dumps(choices, indent=2, sort_keys=True) + "\n")
-    registry.preferences.cache_clear()
+    if fastest := fastest_backends(record):
+        auto = AUTO if output is None else output / "auto.json"
+        choices = json.loads(auto.read_text()) if auto.exists() else {}
+        choices.setdefault(record.environment.gpu, {}).update(fastest)
+        write_text(auto, json.dumps(choices, indent=2, sort_keys=True) + "\n")
+        registry.preferences.cache_clear()
     return path
 
 
@@ -258,22 +270,21 @@ def publish(record: Record, output: Path | None = None) -> Path:
 class Drift:
     """One ratio that is not what was published. ratio: "fraction of ceiling" or "speedup over torch eager"."""
 
-    row: Row
+    row: AnyRow
     ratio: str
     published: float
     measured: float | None  # None: it could not be measured
     tolerance: float
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.row.shape))
-        what = f"{self.row.operator} {self.row.direction} {shape} {self.row.label}: {self.ratio} {self.published:.3f}"
+        what = f"{self.row}: {self.ratio} {self.published:.3f}"
         if self.measured is None:
             return f"{what}, now cannot be measured"
         change = self.measured / self.published - 1
         return f"{what}, now {self.measured:.3f} ({change:+.1%}, allowed {self.tolerance:.0%})"
 
 
-def tolerance(row: Row) -> float:
+def tolerance(row: AnyRow) -> float:
     """How far a ratio may be off: 3% for published times above 100 microseconds, 8% below."""
     assert row.timing is not None
     return 0.03 if row.timing.median_us > 100 else 0.08
@@ -282,7 +293,7 @@ def tolerance(row: Row) -> float:
 def drifts(old: Record, new: Record) -> list[Drift]:
     """Where the ratios of `new` are off those of `old`, for every row of `old` that has a time."""
     found = []
-    for row in old.rows:
+    for row in old.all_rows:
         if row.timing is None:
             continue
         again = _match(new, row, row.label)
@@ -296,15 +307,15 @@ def drifts(old: Record, new: Record) -> list[Drift]:
     return found
 
 
-def _match(record: Record, row: Row, label: str) -> Row | None:
-    return next((r for r in record.rows if r.workload == row.workload and r.label == label), None)
+def _match(record: Record, row: AnyRow, label: str) -> AnyRow | None:
+    return next((r for r in record.all_rows if r.workload == row.workload and r.label == label), None)
 
 
-def _fraction(record: Record, row: Row) -> float | None:
+def _fraction(record: Record, row: AnyRow) -> float | None:
     return row.fraction
 
 
-def speedup(record: Record, row: Row) -> float | None:
+def speedup(record: Record, row: AnyRow) -> float | None:
     """Time of torch eager over time of `row`, both in `record`; None where one was not timed, and for torch itself."""
     baseline = _match(record, row, BASELINE)
     if row.label == BASELINE or baseline is None or baseline.timing is None or row.timing is None:

@@ -14,6 +14,7 @@ import matplotlib
 from matplotlib import rc_context
 from matplotlib.figure import Figure as MplFigure
 
+from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 from lab.benchmark.tables import labels, shape_text
 
@@ -72,8 +73,12 @@ def figure(fig: MplFigure, alt: str) -> Figure:
     return Figure(root + svg[svg.index(">") + 1 :].lstrip("\n"), alt)
 
 
-def colour(row: Row) -> str:
-    return COLOURS.get(row.backend, OTHER)
+def colour(row: Row | ModelRow) -> str:
+    """That of a row's backend; of a choice of several, that of the one beside torch."""
+    if isinstance(row, Row):
+        return COLOURS.get(row.backend, OTHER)
+    beside = {ran.partition(":")[0] for ran in row.implementations.values()} - {"torch"}
+    return COLOURS.get(beside.pop() if beside else "torch", OTHER) if len(beside) < 2 else OTHER
 
 
 def ladder(
@@ -107,3 +112,27 @@ def ladder(
         told = ", ".join(f"{row.label} {value:.0f}%" for row, value in zip(rows, values, strict=True))
         alt = f"{operator} {direction} at {shape_text(shape)} on {record.environment.gpu}, percent of ceiling: {told}"
         return figure(fig, alt)
+
+
+def tokens_per_second(record: Record, workload: ModelWorkload) -> Figure:
+    """New tokens a second on one workload of a model, a bar for each candidate. Raises ValueError if the record has no
+    time for the workload."""
+    rows = [row for row in record.models if row.workload == workload and row.tokens_per_s is not None]
+    if not rows:
+        raise ValueError(f"the record has no time for {workload}")
+    names = [row.label.replace(",", ",\n") for row in rows]
+    lines = sum(1 + name.count("\n") for name in names)
+    with style():
+        fig = MplFigure(figsize=(5.6, 0.9 + 0.18 * len(rows) + 0.22 * lines))
+        axes = fig.subplots()
+        values = [row.tokens_per_s or 0 for row in rows]
+        axes.barh(names, values, color=[colour(row) for row in rows])
+        for index, value in enumerate(values):
+            axes.text(1.3 * max(values), index, f"{value:.0f}", fontsize=12, ha="right", va="center")
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.3 * max(values))
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlabel("tokens a second")
+        axes.tick_params(left=False)
+        told = ", ".join(f"{row.label} {value:.0f}" for row, value in zip(rows, values, strict=True))
+        return figure(fig, f"{workload} on {record.environment.gpu}, tokens a second: {told}")

@@ -15,6 +15,7 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -29,10 +30,16 @@ from lab.benchmark.candidates import Workload
 def fingerprint(implementation: Implementation, workload: Workload, gpu: GPU) -> str:
     """sha256, in hexadecimal, of what `implementation` launches for `workload` on `gpu`. Of a rung that launches no
     kernel of its own (PyTorch does), the hash covers the module that it is defined in."""
+    if not implementation.has_passes:
+        return _of_module(implementation.function)
     launches = launches_of(implementation, workload.shape, workload.torch_dtype, workload.direction, gpu)
     if launches:
         return _digest([_described(launch) for launch in launches])
-    return _digest(_bare_python(inspect.getsource(inspect.getmodule(implementation.forward))))  # type: ignore[arg-type]
+    return _of_module(implementation.forward)
+
+
+def _of_module(function: Callable | None) -> str:
+    return _digest(_bare_python(inspect.getsource(inspect.getmodule(function))))  # type: ignore[arg-type]
 
 
 def _described(launch: Launch) -> list:

@@ -15,10 +15,11 @@ from lab.benchmark.candidates import Workload
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
 from lab.benchmark.fingerprint import fingerprint
+from lab.benchmark.models import LEVELS, PHASES, ModelRow, ModelWorkload
 from lab.benchmark.timing import Timing
 from lab.files import write_text
 
-SCHEMA = 2
+SCHEMA = 3
 PEER = "peer"  # a row's backend, where the row is another project's
 BASELINE = "torch eager"  # the peer that speedups are relative to
 
@@ -74,10 +75,18 @@ class Row:
         """(operator, direction, shape, dtype): the rows that share it were timed in turns."""
         return self.operator, self.direction, self.shape, self.dtype
 
+    @property
+    def task(self) -> str:
+        """The workload in words."""
+        return f"{self.operator} {self.direction} {'x'.join(map(str, self.shape))}"
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.label}"
+
 
 @dataclass(frozen=True)
 class Record:
-    """schema: version of this layout. method: how the candidates were called."""
+    """schema: version of this layout. method: how the candidates were called. rows: of operators; models: of models."""
 
     schema: int
     experiment: str
@@ -86,6 +95,7 @@ class Record:
     environment: Environment
     ceilings: Ceilings
     rows: tuple[Row, ...]
+    models: tuple[ModelRow, ...] = ()
 
     def operators(self) -> list[str]:
         """Names of the operators, in the order of the rows."""
@@ -108,12 +118,20 @@ class Record:
             and label in (None, row.label)
         ]
 
+    @property
+    def all_rows(self) -> tuple[Row | ModelRow, ...]:
+        return (*self.rows, *self.models)
+
+    def model_workloads(self) -> list[ModelWorkload]:
+        """The workloads of models, in the order of the rows."""
+        return list(dict.fromkeys(row.workload for row in self.models))
+
     def stale(self) -> list[str]:
-        """What a rung launches now but did not when it was measured, or an operator whose cost was another then: the
-        operators and candidates concerned."""
-        return list(
-            dict.fromkeys(f"{row.operator} {row.label}" for row in self.rows if row.timing and self._stale(row))
-        )
+        """What a rung launches now but did not when it was measured, or an operator or a model whose cost was another
+        then: the operators and candidates, and the models' workloads and candidates, concerned."""
+        gpu = self.environment.launchers_gpu
+        rows = [f"{row.operator} {row.label}" for row in self.rows if row.timing and self._stale(row)]
+        return list(dict.fromkeys([*rows, *(str(row) for row in self.models if row.timing and row.stale(gpu))]))
 
     def _stale(self, row: Row) -> bool:
         workload = Workload(row.operator, row.shape, row.dtype, row.direction)
@@ -149,6 +167,8 @@ def read(path: Path) -> Record:
         record = _decode(Record, raw, "record")
         for index, row in enumerate(record.rows):
             _check_row(row, f"record.rows[{index}]")
+        for index, model_row in enumerate(record.models):
+            _check_model_row(model_row, f"record.models[{index}]")
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None
     return record
@@ -215,6 +235,19 @@ def _decode(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
 
 def _check_row(row: Row, where: str) -> None:
     _require(row.direction in ("forward", "backward", "both"), f"{where}.direction", row.direction, "a known direction")
+    _check_timing(row, where)
+
+
+def _check_model_row(row: ModelRow, where: str) -> None:
+    workload = row.workload
+    _require(workload.level in LEVELS, f"{where}.workload.level", workload.level, "a known level")
+    _require(workload.phase in PHASES, f"{where}.workload.phase", workload.phase, "a known phase")
+    of_layer = workload.level == "layer"
+    _require(of_layer == (workload.module is not None), f"{where}.workload.module", workload.module, "that of a layer")
+    _check_timing(row, where)
+
+
+def _check_timing(row: Row | ModelRow, where: str) -> None:
     _require((row.timing is None) == (row.error is not None), where, row.error, "either a timing or an error")
     if row.timing is None:
         return

@@ -6,10 +6,10 @@ import html
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab.benchmark import records
-from lab.benchmark.figures import Figure, ladder
+from lab.benchmark import config, records
+from lab.benchmark.figures import Figure, ladder, tokens_per_second
 from lab.benchmark.records import Record
-from lab.benchmark.tables import Table, ladder_table, shape_text, table
+from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table
 from lab.files import write_text
 from lab.profiling import roofline
 
@@ -43,13 +43,15 @@ def blocks(record: Record) -> Iterator[Block]:
         if timed:
             direction, shape = next(iter(timed))
             yield roofline.plot(record, op, shape, direction)
-    failed = [row for row in record.rows if row.error]
+    for workload in record.model_workloads():
+        yield f"## {workload}"
+        yield model_table(record, workload)
+        if any(row.timing for row in record.models if row.workload == workload):
+            yield tokens_per_second(record, workload)
+    failed = [row for row in record.all_rows if row.error]
     if failed:
         yield "## Not timed"
-        yield Table(
-            ["workload", "candidate", "why"],
-            [(f"{r.operator} {r.direction} {shape_text(r.shape)}", r.label, r.error or "") for r in failed],
-        )
+        yield Table(["workload", "candidate", "why"], [(row.task, row.label, row.error or "") for row in failed])
 
 
 def write(record: Record, output: Path, as_html: bool = False) -> Path:
@@ -72,6 +74,11 @@ def write(record: Record, output: Path, as_html: bool = False) -> Path:
     body = "\n".join(parts)
     write_text(path, _PAGE.format(title=html.escape(record.experiment), body=body) if as_html else body)
     return path
+
+
+def not_recorded() -> list[str]:
+    """The experiments of this checkout that have no record yet."""
+    return sorted(set(config.names()) - {name for name, _ in all_records()})
 
 
 def all_records() -> list[tuple[str, Path]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from lab.backends import registry
 from lab.benchmark.experiments import speedup
+from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 
 NOTHING = "-"
@@ -15,11 +16,13 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings. best: (row, column) of the cells to set in bold. A notebook shows it as HTML."""
+    """A table of strings. best: (row, column) of the cells to set in bold. long_names: the first column is too wide for
+    a terminal, and so stands above the others there. A notebook shows it as HTML."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     best: frozenset[tuple[int, int]] = field(default=frozenset())
+    long_names: bool = False
 
     def markdown(self) -> str:
         def line(cells: Sequence[str]) -> str:
@@ -52,15 +55,20 @@ class Table:
             [f"{cell}*" if (i, j) in self.best else cell for j, cell in enumerate(row)]
             for i, row in enumerate(self.rows)
         ]
-        widths = [max(map(len, column)) for column in zip(self.header, *cells, strict=True)]
-        lines = [
+        lines = [self.header, *cells]
+        if self.long_names:
+            names, lines = [line[0] for line in lines], [line[1:] for line in lines]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        texts = [
             "  ".join(
-                cell.ljust(width) if j == 0 else cell.rjust(width)
-                for j, (cell, width) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(width) if j == 0 and not self.long_names else cell.rjust(width)
+                for j, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
-            for row in [self.header, *cells]
+            for line in lines
         ]
-        return "\n".join(lines)
+        if self.long_names:
+            texts = [text for pair in zip(names, texts, strict=True) for text in pair]
+        return "\n".join(texts)
 
     _repr_html_ = html
     __repr__ = __str__ = text
@@ -151,6 +159,34 @@ def ladder_table(record: Record, operator: str, direction: str, shape: Sequence[
     least = min(medians, default=float("inf"))
     best = frozenset((i, 1) for i, median in enumerate(medians) if median == least < float("inf"))
     return Table([f"{direction} {shape_text(shape)}", "us", "95%", "GB/s", "% of ceiling", "vs torch"], rows, best)
+
+
+def model_table(record: Record, workload: ModelWorkload) -> Table:
+    """Every candidate on one workload of a model: median time of a call and what comes of it, time in a CUDA graph,
+    peak memory beyond weights and cache, seconds that the first call took, and the speedup over torch eager."""
+    found = [row for row in record.models if row.workload == workload]
+    rows = [[row.label, *_model_cells(record, row)] for row in found]
+    medians = [row.timing.median_us if row.timing else float("inf") for row in found]
+    least = min(medians, default=float("inf"))
+    best = frozenset((i, 1) for i, median in enumerate(medians) if median == least < float("inf"))
+    header = ["us", "tokens/s", "TFLOP/s", "% floor", "graph us", "MiB", "compile s", "vs torch"]
+    return Table([str(workload), *header], rows, best, long_names=True)
+
+
+def _model_cells(record: Record, row: ModelRow) -> list[str]:
+    if row.timing is None:
+        return [NOTHING] * 8
+    numbers = [
+        (row.timing.median_us, ".1f"),
+        (row.tokens_per_s, ".0f"),
+        (row.tflops, ".3g"),
+        (100 * (row.fraction or 0), ".0f"),
+        (row.graph_us, ".1f"),
+        ((row.peak_memory or 0) / 2**20, ".1f"),
+        (row.compile_s, ".1f"),
+        (speedup(record, row), ".2f"),
+    ]
+    return [NOTHING if number is None else format(number, written) for number, written in numbers]
 
 
 def _in_order(rows: Sequence[Row], order: Sequence[str]) -> list[Row]:

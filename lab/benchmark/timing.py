@@ -125,6 +125,17 @@ class ColdSampler:
                 return start.elapsed_time(end) * 1e3
             self.clears *= 2
 
+    def latency(self, fn: Call) -> float:
+        """Microseconds by the clock on the wall from before the call of `fn` until the GPU has done all of it: what its
+        caller waits for, launches included. L2 is cleared first, outside of that time: the weights of a layer by itself
+        would fit, and in a model those of the other layers have pushed them out."""
+        self.buffer.zero_()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        fn()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - began) * 1e6
+
 
 def measure(
     candidates: Mapping[str, Call],

@@ -5,11 +5,13 @@ A chapter's exercises are declared in `lab/check/<chapter>.py` as EXERCISES, and
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lab.check.progress import Progress
     from lab.check.report import Report
 
 # What an exercise needs (Triton among it) is imported when something is checked: `import lab` imports this module.
@@ -17,20 +19,33 @@ if TYPE_CHECKING:
 _collected: dict[str, Callable] | None = None
 
 
-def check(name: str, fn: Callable) -> Report | None:
+def check(name: str | None = None, fn: Callable | None = None) -> Report | Progress | None:
     """Hold `fn` against the exercise `name` ("rmsnorm.forward"). Returns a report, true if everything holds, that names
     the first property that does not, shows where, and has a hint for who wants one: `check(...).hint()`.
 
-    Raises ValueError for an unknown exercise, BackendUnavailable where Triton can run neither on a GPU nor interpreted.
-    """
-    from lab.check.exercise import examine, exercises
+    With no arguments it runs nothing, and returns which exercises there are and how far you are with each. A notebook's
+    verdicts are kept for that.
 
+    Raises ValueError for an unknown exercise, TypeError for a name without a function, BackendUnavailable where Triton
+    can run neither on a GPU nor interpreted.
+    """
+    from lab.check.exercise import exercises
+    from lab.check.progress import progress, remember
+
+    if name is None and fn is None:
+        return progress()
     if name not in exercises():
         raise ValueError(f"unknown exercise {name!r}; expected one of {', '.join(exercises())}")
+    if fn is None:
+        raise TypeError(f"check: fn is None; expected your function for {name}")
     if _collected is not None:
         _collected[name] = fn
         return None
-    return examine(exercises()[name], fn)
+    report = exercises()[name].examine(fn)
+    ipython = sys.modules.get("IPython")
+    if ipython is not None and ipython.get_ipython() is not None:
+        remember(report)
+    return report
 
 
 @contextmanager

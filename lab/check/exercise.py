@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,11 @@ from torch import Tensor
 from lab.backends.cuda.compile import CompileError
 from lab.backends.dry_run import dry_run
 from lab.backends.hardware import ARCHITECTURES, assume, default_device
-from lab.check.memory import Arena, Launch, Watch, is_learners, source_line, unwritten, watching
+from lab.check.memory import Arena, Block, Launch, Watch, is_learners, source_line, unwritten, watching
 from lab.check.report import COMPILED, FAILED, PASSED, Report
+
+if TYPE_CHECKING:
+    from lab.check.calculation import Calculation
 
 SCRATCH = 0.1  # of the budget's bytes: what may be moved to and from memory that is neither argument nor output
 
@@ -36,6 +39,7 @@ class Kind(Enum):
 
     DOES_NOT_COMPILE = auto()
     RAISED = auto()
+    ACCEPTED = auto()  # what should have raised did not
     NO_LAUNCH = auto()  # no kernel was launched
     OUTPUTS = auto()  # not the right number of tensors, or a wrong shape, dtype or device
     MODIFIED = auto()  # an input
@@ -60,7 +64,7 @@ class Case:
     """One call. shape, dtype: of the operator's inputs. padding: how much further apart the rows of the first matrix
     are than they are long (each further matrix one more). offset: elements before its first. prepare: changes the
     random inputs in place. parameters: the other arguments; `block` bounds the lanes of a load, `rows_per_program` asks
-    for that many rows in each program."""
+    for that many rows in each program. raises: what the call must raise, having changed nothing."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -69,16 +73,18 @@ class Case:
     seed: int = 0
     prepare: Callable[[dict[str, Tensor]], object] | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
+    raises: type[Exception] | None = None
 
 
 class Target(NamedTuple):
-    """What one output should be, in float64, and how far off each element may be."""
+    """What one output should be, in float64 (an output of integers: in its own dtype), and how far off each element may
+    be."""
 
     value: Tensor
     allowed: Tensor
 
 
-# (arguments by name, the learner's outputs by name) -> a target for each output
+# (arguments by name, as they were before the call, the learner's outputs by name) -> a target for each output
 Expectation = Callable[[dict, dict[str, Tensor]], dict[str, Target]]
 
 
@@ -119,7 +125,9 @@ class Budget:
 @dataclass(frozen=True)
 class Exercise:
     """name: "rmsnorm.forward". title: one line. inputs(case): the tensor arguments by name, in order, on the CPU.
-    outputs: names. expectation: what the outputs should be. language: "triton" or "cuda"."""
+    outputs: names. expectation: what the outputs should be. budget: None where no bytes are counted. language:
+    "triton", "cuda" or "torch", where no kernel is asked for. changes: arguments that are changed in place; the
+    expectation has targets for them too."""
 
     name: str
     title: str
@@ -127,12 +135,24 @@ class Exercise:
     outputs: tuple[str, ...]
     expectation: Expectation
     properties: Sequence[Property]
-    budget: Budget
+    budget: Budget | None = None
     language: str = "triton"
+    changes: tuple[str, ...] = ()
+
+    def examine(self, fn: Callable) -> Report:
+        examination = Examination(self, fn)
+        if self.language == "cuda" and examination.device.type != "cuda":
+            return examination.compile_only()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # thousands of operations on a few elements: threads would only wait for one another
+        try:
+            return examination.report()
+        finally:
+            torch.set_num_threads(threads)
 
 
 @cache
-def exercises() -> dict[str, Exercise]:
+def exercises() -> dict[str, Exercise | Calculation]:
     """All exercises by name: those of every module of `lab.check` that defines EXERCISES."""
     found = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
@@ -181,7 +201,9 @@ class Examination:
                 if violation := self.violation(examined, run):
                     return self.failure(examined, run, violation, held)
             held.append(examined.name)
-        return self.within_budget(held)
+        if self.exercise.budget is None:
+            return Report(self.exercise.name, PASSED, held=held)
+        return self.within_budget(self.exercise.budget, held)
 
     def run(self, case: Case) -> Run:
         if id(case) not in self.runs:
@@ -202,7 +224,8 @@ class Examination:
         arguments |= case.parameters
         layout += [f"{name}={value:g}" for name, value in case.parameters.items()]
         inputs = list(arena.blocks)
-        run = Run(arguments, ", ".join(layout), {}, [], [])
+        before = {name: arguments[name].clone() for name in self.exercise.changes}
+        run = Run(arguments | before, ", ".join(layout), {}, [], [])
         with watching() as watch:
             try:
                 with arena:
@@ -211,10 +234,17 @@ class Examination:
                     torch.cuda.synchronize()
             except Exception as error:
                 run.launches = watch.launches
-                run.violations = [_raised(error, watch)]
+                if case.raises and isinstance(error, case.raises):
+                    run.violations = [*_changed(inputs)]
+                else:
+                    run.violations = [_raised(error, watch)]
                 return run
         run.launches = watch.launches
+        if case.raises:
+            run.violations = [Violation(Kind.ACCEPTED, f"nothing was raised; expected {case.raises.__name__}")]
+            return run
         run.violations = list(self._judge_call(run, returned, arena, inputs, watch, case))
+        run.outputs |= {name: arguments[name] for name in self.exercise.changes if run.outputs}
         return run
 
     def _judge_call(self, run, returned, arena, inputs, watch, case) -> Iterator[Violation]:
@@ -225,10 +255,9 @@ class Examination:
             return
         values = returned if isinstance(returned, (tuple, list)) else (returned,)
         run.outputs = dict(zip(self.exercise.outputs, values, strict=True))
+        yield from _changed([block for block in inputs if block.name not in self.exercise.changes])
         for block in arena.blocks:
-            inside, outside = block.changes()
-            if block in inputs and inside:
-                yield Violation(Kind.MODIFIED, f"{block.name} has changed")
+            _, outside = block.changes()
             if outside:
                 name = block.name or next(
                     (n for n, t in run.outputs.items() if _shares(t, block.tensor)), "scratch memory"
@@ -256,8 +285,8 @@ class Examination:
             if asked > enough:
                 many = f"{asked} programs were launched for {rows} rows"
                 yield Violation(Kind.PROGRAMS, f"{many}; {enough} are enough at {per_program:g} rows each")
-        if case is self.exercise.budget.case and watch.regions:
-            yield from _over_budget(self.exercise.budget, run, watch)
+        if (budget := self.exercise.budget) and case is budget.case and watch.regions:
+            yield from _over_budget(budget, run, watch)
 
     def violation(self, examined: Property, run: Run) -> Violation | None:
         """What is wrong with this run as far as this property looks at it."""
@@ -280,8 +309,7 @@ class Examination:
         findings += [("found", violation.text)]
         return Report(self.exercise.name, FAILED, examined.name, examined.says, findings, held, hint_text=examined.hint)
 
-    def within_budget(self, held: list[str]) -> Report:
-        budget = self.exercise.budget
+    def within_budget(self, budget: Budget, held: list[str]) -> Report:
         if self.device.type == "cuda":
             examined = Property(
                 "bandwidth",
@@ -291,7 +319,7 @@ class Examination:
                 "fit for the row?",
                 (),
             )
-            run, found = self.bandwidth()
+            run, found = self.bandwidth(budget)
             if found:
                 return self.failure(examined, run, found, held)
             return Report(self.exercise.name, PASSED, held=[*held, examined.name])
@@ -309,11 +337,10 @@ class Examination:
         unchecked = ["bandwidth (this machine has no GPU)"]
         return Report(self.exercise.name, PASSED, held=[*held, examined.name], unchecked=unchecked)
 
-    def bandwidth(self) -> tuple[Run, Violation | None]:
+    def bandwidth(self, budget: Budget) -> tuple[Run, Violation | None]:
         """Time the function against a copy of as many bytes as the budget has."""
         from lab.benchmark import timing
 
-        budget = self.exercise.budget
         case = Case(budget.gpu_shape, torch.float16, parameters=budget.case.parameters)
         arguments = {name: values.to(self.device) for name, values in self.exercise.inputs(case).items()}
         layout = ", ".join(_layout(name, tensor) for name, tensor in arguments.items())
@@ -362,21 +389,9 @@ class Examination:
         )
 
 
-def examine(exercise: Exercise, fn: Callable) -> Report:
-    examination = Examination(exercise, fn)
-    if exercise.language == "cuda" and examination.device.type != "cuda":
-        return examination.compile_only()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of operations on a few elements: threads would only wait for one another
-    try:
-        return examination.report()
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _device(exercise: Exercise) -> torch.device:
     """Triton's interpreter works on the CPU, whatever else is there."""
-    if exercise.language == "cuda":
+    if exercise.language != "triton":
         return default_device()
     from lab.backends.registry import BackendUnavailable
     from lab.backends.triton.runtime import INTERPRETED, unavailable
@@ -394,8 +409,17 @@ def _has_bfloat16(device: torch.device) -> bool:
 def _layout(name: str, tensor: Tensor) -> str:
     """`x 3x127 float16 (row stride 132)`"""
     text = f"{name} {'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
-    padded = tensor.dim() > 1 and tensor.stride(0) != tensor.shape[1]
-    return text + (f" (row stride {tensor.stride(0)})" if padded else "")
+    if not tensor.is_floating_point() and tensor.dim() == 1:
+        return f"{text} {tensor.tolist()}"
+    if tensor.dim() == 2 and tensor.stride(0) != tensor.shape[1]:
+        return f"{text} (row stride {tensor.stride(0)})"
+    return text if tensor.is_contiguous() else f"{text} (strides {', '.join(map(str, tensor.stride()))})"
+
+
+def _changed(inputs: Sequence[Block]) -> Iterator[Violation]:
+    for block in inputs:
+        if block.changes()[0]:
+            yield Violation(Kind.MODIFIED, f"{block.name} has changed")
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:
@@ -415,8 +439,9 @@ def _wrong_outputs(exercise: Exercise, returned: object, arguments: dict, device
             return f"{name} is a {type(value).__name__}; expected a tensor"
         if value.shape != shapes[name].value.shape:
             return f"{name} has shape {tuple(value.shape)}; expected {tuple(shapes[name].value.shape)}"
-        if value.dtype != dtype or value.device.type != device.type:
-            return f"{name} is {value.dtype} on {value.device}; expected {dtype} on {device}"
+        wanted_dtype = dtype if shapes[name].value.is_floating_point() else shapes[name].value.dtype
+        if value.dtype != wanted_dtype or value.device.type != device.type:
+            return f"{name} is {value.dtype} on {value.device}; expected {wanted_dtype} on {device}"
     return None
 
 
@@ -444,9 +469,14 @@ def _raised(error: BaseException, watch: Watch) -> Violation:
         error = error.__cause__  # Triton's CompilationError points at the line, its cause does not
     if isinstance(error, CompileError):
         return Violation(Kind.DOES_NOT_COMPILE, _first_error(str(error)))
+    return Violation(Kind.RAISED, raised(error))
+
+
+def raised(error: BaseException) -> str:
+    """The error, and the last of the learner's own lines on the way to it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_learners(f.filename)]
     where = [source_line(frame.filename, frame.lineno or 0) for frame in frames[-2:]]
-    return Violation(Kind.RAISED, "\n".join([*where, f"{type(error).__name__}: {error}".rstrip(": ")]))
+    return "\n".join([*where, f"{type(error).__name__}: {error}".rstrip(": ")])
 
 
 def _first_error(log: str) -> str:
@@ -483,4 +513,4 @@ def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
         yield Violation(Kind.TRAFFIC, "\n".join(over))
 
 
-__all__ = ["Budget", "Case", "Exercise", "Kind", "Property", "Target", "allowed_error", "examine", "exercises"]
+__all__ = ["Budget", "Case", "Exercise", "Kind", "Property", "Target", "allowed_error", "exercises", "raised"]

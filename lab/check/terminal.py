@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import runpy
 import signal
@@ -15,46 +14,48 @@ from pathlib import Path
 
 import torch
 
-from lab.check import check, collecting
-from lab.check.exercise import exercises
-from lab.check.memory import is_learners, source_line
+from lab.check import check, collecting, progress
+from lab.check.exercise import exercises, raised
+from lab.check.progress import chapter_of
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
-FOLDER = Path(__file__).parents[2] / "exercises"
 TIMEOUT_S = 180.0  # of one exercise; they take seconds
 _START_TIMEOUT_S = 300.0  # of the child: importing torch, and whatever the learner's file does when it runs
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="lab check", description="Check exercises; with no names, list them.")
+    description = "Check exercises; with no names, list them and how far you are."
+    parser = argparse.ArgumentParser(prog="lab check", description=description)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a chapter (rmsnorm) or an exercise (rmsnorm.forward)")
     parser.add_argument("--file", type=Path, help="check this file instead of exercises/<chapter>.py")
     parser.add_argument("--hint", action="store_true", help="say what to look at, where something fails")
     given = parser.parse_args(arguments)
     if not given.names:
-        return _list()
+        print(progress.progress())
+        print("\nlab check NAME checks a chapter or an exercise; with --hint it says what to look at.")
+        return 0
     names: list[str] = []
     for name in given.names:
-        matching = [full for full in exercises() if name in (full, _chapter(full))]
+        matching = [full for full in exercises() if name in (full, chapter_of(full))]
         if not matching:
             print(f"lab check: unknown exercise {name!r}; expected one of {', '.join(exercises())}", file=sys.stderr)
             return 2
         names += [full for full in matching if full not in names]
     reports = []
-    for chapter in dict.fromkeys(map(_chapter, names)):
-        path = given.file or FOLDER / f"{chapter}.py"
+    for chapter in dict.fromkeys(map(chapter_of, names)):
+        path = given.file or progress.FOLDER / f"{chapter}.py"
         if not path.is_file():
             print(
                 f"lab check: there is no {path}; pass --file, or run where the course is checked out", file=sys.stderr
             )
             return 2
-        for report in check_file(path, [name for name in names if _chapter(name) == chapter]):
+        for report in check_file(path, [name for name in names if chapter_of(name) == chapter]):
+            progress.remember(report, path)
             print(f"{report}\n")
             if given.hint and report.status == FAILED:
                 report.hint()
                 print()
             reports.append(report)
-    _remember(reports)
     counts = {status: sum(report.status == status for report in reports) for status in (PASSED, COMPILED, FAILED)}
     shown = {PASSED: "passed", COMPILED: "compiled but not run", FAILED: "failed"}
     print(", ".join(f"{count} {shown[status]}" for status, count in counts.items() if count))
@@ -130,9 +131,7 @@ def _run_file(path: Path) -> str:
     except SyntaxError as error:
         return "".join(traceback.format_exception_only(error)).strip()
     except (Exception, SystemExit) as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if is_learners(f.filename)]
-        where = [source_line(frame.filename, frame.lineno or 0) for frame in frames[-2:]]
-        return "\n".join([*where, f"{type(error).__name__}: {error}"])
+        return raised(error)
     return ""
 
 
@@ -140,38 +139,3 @@ def _not_reached(name: str, path: Path, error: str) -> Report:
     found = error or f'nothing in the file calls lab.check("{name}", ...)'
     hint = f'The file is run from its top, and has to reach lab.check("{name}", your_function).'
     return Report(name, FAILED, "the file runs", f"{path.name} runs to its end.", [("found", found)], hint_text=hint)
-
-
-# progress -------------------------------------------------------------------------------------------------------------
-
-
-def _list() -> int:
-    verdicts = _remembered()
-    width = max(map(len, exercises()))
-    for name, exercise in exercises().items():
-        print(f"{name:<{width}}  {verdicts.get(name, 'not checked yet')}\n{'':<{width}}    {exercise.title}")
-    return 0
-
-
-def _progress_file() -> Path:
-    return FOLDER / ".progress" / "verdicts.json"
-
-
-def _remembered() -> dict[str, str]:
-    path = _progress_file()
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _remember(reports: Sequence[Report]) -> None:
-    """Keep the verdicts beside the exercises, out of git's sight. An installed wheel has no such place."""
-    if not FOLDER.is_dir():
-        return
-    path = _progress_file()
-    path.parent.mkdir(exist_ok=True)
-    (path.parent / ".gitignore").write_text("*\n")
-    verdicts = _remembered() | {report.exercise: report.verdict for report in reports}
-    path.write_text(json.dumps(verdicts, indent=2) + "\n")
-
-
-def _chapter(name: str) -> str:
-    return name.partition(".")[0]

@@ -3,7 +3,7 @@
 from lab.core.cache import KVCache
 from lab.core.checkpoint import CheckpointError, read_config
 from lab.core.config import MODELS, ModelConfig
-from lab.core.generate import Sampling, generate, generate_text
+from lab.core.generation import Sampling, generate, generate_text
 from lab.core.model import LLM
 
 __all__ = [

@@ -76,9 +76,10 @@ class KVCache:
     def trim(self, lengths: list[int]) -> None:
         """Forget what lies past each sequence's length, such as the padding at the end of shorter prompts.
 
-        Raises ValueError for a length that is not from 1 to the longest.
+        Raises ValueError for a length that is not from 1 to what is stored of that sequence.
         """
-        if len(lengths) != self.batch or not all(1 <= length <= self.longest for length in lengths):
-            raise ValueError(f"lengths is {lengths}; expected {self.batch} numbers from 1 to {self.longest}")
+        stored = self.lengths.tolist()
+        if len(lengths) != self.batch or not all(1 <= length <= most for length, most in zip(lengths, stored)):
+            raise ValueError(f"lengths is {lengths}; expected numbers from 1 to {stored}")
         self.lengths.copy_(torch.tensor(lengths))
         self.longest, self.ragged = max(lengths), len(set(lengths)) > 1

@@ -14,7 +14,7 @@ class RopeScaling:
     """Llama 3.1's stretching of RoPE to longer texts ("llama3" in a config.json): frequencies whose wavelength is
     longer than original_max_position_embeddings / low_freq_factor are divided by factor, those that are shorter than
     original_max_position_embeddings / high_freq_factor are left alone, those between are interpolated
-    (https://arxiv.org/abs/2407.21783, section 3.4.1)."""
+    (as in https://github.com/meta-llama/llama-models, `apply_scaling`)."""
 
     factor: float
     low_freq_factor: float

@@ -47,7 +47,7 @@ class Module(nn.Module):
         """
         registry.parse_choice(backend)
         modules = [module for module in self.modules() if isinstance(module, Module)]
-        for op in {op for module in modules for op in module.operators}:
+        for op in sorted({op for module in modules for op in module.operators}):
             registry.resolve(op, backend)
         for module in modules:
             module.backend = backend
@@ -117,10 +117,8 @@ class Attention(Module):
         q, k, v = (y.view(heads).transpose(1, 2) for y in (q, k, v))  # (B, H, T, D), (B, K, T, D) twice
         if cache is not None:
             cache.append(k, v)
-        if cache is None:
-            y = attention(q, k, v, backend=self.backend)
-        elif new > 1:
             k, v = cache.k[:, :, : cache.end], cache.v[:, :, : cache.end]
+        if cache is None or new > 1:
             y = attention(q, k, v, backend=self.backend)
         else:
             y = decode_attention(q[:, :, 0], cache.k, cache.v, cache.lengths, backend=self.backend)[:, :, None]

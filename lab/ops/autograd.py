@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lab.backends.registry import BackendUnavailable, Implementation, record_call
+from lab.backends.registry import BackendUnavailable, Implementation, running
 
 if TYPE_CHECKING:
     from lab.ops.operator import Operator
@@ -36,19 +36,17 @@ class Passes:
 
     def noted(self, function: Callable) -> Callable:
         def call(*args) -> tuple[Tensor, ...]:
-            record_call(self.implementation, "forward")
-            return _tuple(function(*args))
+            with running(self.implementation, "forward"):
+                return _tuple(function(*args))
 
         return call
 
     def forward(self, *args) -> tuple[Tensor, ...]:
-        record_call(self.implementation, "forward")
-        with torch.cuda.device_of(args[0]):
+        with running(self.implementation, "forward"), torch.cuda.device_of(args[0]):
             return self.implementation.forward(*args)
 
     def backward(self, *args) -> tuple[Tensor, ...]:
-        record_call(self.implementation, "backward")
-        with torch.cuda.device_of(args[0]):
+        with running(self.implementation, "backward"), torch.cuda.device_of(args[0]):
             return self.implementation.backward(*args)
 
 

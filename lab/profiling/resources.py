@@ -151,8 +151,11 @@ def resource_usage(binary: Binary) -> tuple[int, int, int]:
 
 def publish(experiment: str, output: Path | None = None) -> Path:
     """Compile the kernels of an experiment's operators and write resources.json, into folder `output` if given, else
-    into the experiment's. Returns its path."""
-    measured = measure(config.load(experiment).operators)
+    into the experiment's. Returns its path. Raises ValueError for an experiment that has none."""
+    operators = config.load(experiment).operators
+    if not operators:
+        raise ValueError(f"experiment {experiment!r} has no operators whose kernels could be compiled")
+    measured = measure(operators)
     path = (output or experiments_folder() / experiment) / "resources.json"
     rows = ",\n  ".join(json.dumps(asdict(row)) for row in measured.rows)
     write_text(path, f'{{\n "compilers": {json.dumps(measured.compilers)},\n "rows": [\n  {rows}\n ]\n}}\n')

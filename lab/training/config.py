@@ -168,8 +168,9 @@ def _file(value: object, where: str, folder: Path, expected: str) -> Path:
 
 
 def _batch(value: object) -> Batch:
-    keys = ("sequences", "length", "accumulation")
-    batch = Batch(**{key: integer(size, f"batch.{key}", 1) for key, size in mapping(value, "batch", keys).items()})
+    least = {"sequences": 1, "length": 2, "accumulation": 1}
+    sizes = mapping(value, "batch", least)
+    batch = Batch(**{key: integer(size, f"batch.{key}", least[key]) for key, size in sizes.items()})
     if batch.sequences % batch.accumulation:
         raise ConfigError(
             f"batch.accumulation is {batch.accumulation}; expected a divisor of batch.sequences, {batch.sequences}"

@@ -19,11 +19,11 @@ from lab import datasets
 from lab.backends.hardware import default_device, gpu_of
 from lab.config import ConfigError
 from lab.core import LLM, ModelConfig
+from lab.core.cost import training_cost
 from lab.datasets import Dataset
 from lab.ops.cross_entropy import cross_entropy
 from lab.training import checkpoint, metrics
 from lab.training.config import Config
-from lab.training.flops import flops_per_token
 from lab.training.optimizer import Optimizer
 from lab.training.schedule import learning_rate
 
@@ -70,7 +70,7 @@ def train(config: Config, run: Path, resume: bool = False, peak_flops: float | N
     """Train as `config` says, and write metrics and checkpoints into the folder `run`. Returns the last checkpoint's.
 
     resume: go on from the newest checkpoint in `run`, or from the beginning if there is none yet. peak_flops: the
-    FLOP/s to show MFU for: the model's FLOP/s as a fraction of it.
+    FLOP/s to show MFU for: a step's FLOPs (`lab.core.cost.training_cost`) in its time, as a fraction of it.
 
     Raises ValueError if `run` has checkpoints that are not to be resumed, or that another config made; ConfigError for
     a model and data that do not fit; DataError and CheckpointError for bad files; BackendUnavailable for a backend that
@@ -99,7 +99,7 @@ def train(config: Config, run: Path, resume: bool = False, peak_flops: float | N
         torch.cuda.reset_peak_memory_stats()  # what was measured before does not count
     held_out = _held_out(config, dataset)
     batch, tokens = config.batch, config.batch.sequences * config.batch.length
-    flops = tokens * flops_per_token(model.config, batch.length)
+    flops = training_cost(model.config, batch.sequences, batch.length, config.dtype).flops
     with metrics.Metrics(run, entries) as log, _progress(done, config.steps) as bar:
         for step in range(done + 1, config.steps + 1):
             windows = datasets.random_windows(dataset.train, batch.length + 1, batch.sequences, config.seed, step)
@@ -143,7 +143,7 @@ def _about(
         "train_tokens": len(dataset.train),
         "validation_tokens": len(dataset.validation),
         "parameters": model.parameters,
-        "flops_per_token": flops_per_token(model, config.batch.length),
+        "flops": training_cost(model, config.batch.sequences, config.batch.length, config.dtype).flops,
         "peak_flops": peak_flops,
         "bigram_loss": datasets.bigram_loss(dataset.train, _held_out(config, dataset), 256) if in_bytes else None,
         "device": gpu_of(device).name if device.type == "cuda" else platform.machine(),

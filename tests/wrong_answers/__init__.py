@@ -1,5 +1,5 @@
-"""Wrong answers to the exercises, a module a chapter: TRITON, CUDA_COMPILED (caught with no GPU) and CUDA_RUN (only on
-one)."""
+"""Wrong answers to the exercises, a module a chapter: TORCH, TRITON, CUDA_COMPILED (caught with no GPU) and CUDA_RUN
+(only on one), as far as it has any."""
 
 from typing import NamedTuple
 

@@ -7,6 +7,7 @@ Compiling to a cubin needs neither a GPU nor a driver, so every kernel can be co
 from __future__ import annotations
 
 import ctypes
+import re
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from lab.backends import launches
 from lab.backends.hardware import gpu_of
 
 # cuda.core is imported where it is used: naming a CUDA rung must not need the compiler.
+
+TYPES = {torch.float16: "__half", torch.bfloat16: "__nv_bfloat16", torch.float32: "float", torch.float64: "double"}
 
 
 class CompileError(RuntimeError):
@@ -45,6 +48,13 @@ def needs_capability(major: int, minor: int, why: str):
         return None
 
     return check
+
+
+def refuses_dtype(x: torch.Tensor, *_) -> str | None:
+    """An `Implementation.refuses`: bfloat16 where it does not exist (before Ampere)."""
+    if x.dtype == torch.bfloat16 and gpu_of(x.device).capability < (8, 0):
+        return f"x is bfloat16, which {gpu_of(x.device).name} lacks; expected float16 or float32"
+    return None
 
 
 def include_paths() -> list[str]:
@@ -82,7 +92,15 @@ def _binary(source: str, name: str, arch: str, threads: int, shared: int) -> lau
 
 @cache
 def source_of(path: Path) -> str:
-    return path.read_text()
+    """The text of a CUDA C++ file, and in place of each `#include "..."` that of the file beside it: a text that holds
+    all of ours that is compiled."""
+    return re.sub(r'^#include "(.+)"$', lambda match: source_of(path.with_name(match[1])), path.read_text(), flags=re.M)
+
+
+@cache
+def name_of(kernel: str, *template: object) -> str:
+    """The C++ name expression: name_of("f", "float", 4, True) is "f<float, 4, true>"."""
+    return f"{kernel}<{', '.join(str(value).lower() if isinstance(value, bool) else str(value) for value in template)}>"
 
 
 @cache

@@ -11,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from lab.core.cache import KVCache
+from lab.core.config import ModelConfig
 from lab.core.model import LLM
 from lab.ops.softmax import softmax
 
@@ -60,46 +61,22 @@ def generate(
     """The continuations of the prompts, a step at a time: the next token of each, None for a text that has ended. A
     text ends with one of the config's eos_token_ids, which is given out, or after max_new_tokens.
 
-    prompts: token ids, of any lengths. Raises ValueError for no prompt, an empty one, an unknown token, or a text that
-    would outgrow the model's positions.
+    prompts: token ids, of any lengths. Raises ValueError, when the first step is asked for, for no prompt, an empty
+    one, an unknown token, or a text that would outgrow the model's positions.
     """
-    config, device = model.config, model.embed_tokens.weight.device
-    if not prompts or not all(prompts):
-        raise ValueError("prompts: expected at least one, of at least one token each")
-    if not all(0 <= token < config.vocab_size for prompt in prompts for token in prompt):
-        raise ValueError(f"prompts: expected tokens from 0 to {config.vocab_size - 1}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+    _check(model.config, prompts, max_new_tokens)
+    weight = model.embed_tokens.weight
+    generator = torch.Generator(weight.device).manual_seed(sampling.seed)
     lengths = [len(prompt) for prompt in prompts]
     capacity = max(lengths) + max_new_tokens
-    if capacity > config.max_position_embeddings:
-        raise ValueError(
-            f"max_new_tokens is {max_new_tokens}; expected at most "
-            f"{config.max_position_embeddings - max(lengths)} after {max(lengths)} tokens: the model has "
-            f"{config.max_position_embeddings} positions"
-        )
-    return _steps(model, prompts, lengths, capacity, sampling, torch.Generator(device).manual_seed(sampling.seed))
-
-
-@torch.no_grad()
-def _steps(
-    model: LLM,
-    prompts: Sequence[Sequence[int]],
-    lengths: list[int],
-    capacity: int,
-    sampling: Sampling,
-    generator: torch.Generator,
-) -> Iterator[list[int | None]]:
-    weight = model.embed_tokens.weight
     cache = KVCache(model.config, len(prompts), capacity, device=weight.device, dtype=weight.dtype)
     # Shorter prompts are padded at their end: under the causal mask no real token sees what comes after it.
     padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]
     hidden = model.hidden(torch.tensor(padded, device=weight.device), cache)  # (B, T, C)
     cache.trim(lengths)
-    last = torch.tensor(lengths, device=weight.device) - 1
-    hidden = hidden[torch.arange(len(prompts), device=weight.device), last]  # (B, C)
+    hidden = torch.stack([row[length - 1] for row, length in zip(hidden, lengths)])  # (B, C)
     ended = [False] * len(prompts)
-    for left in reversed(range(capacity - max(lengths))):
+    for left in reversed(range(max_new_tokens)):
         tokens = sampling.pick(model.lm_head(hidden), generator, model.backend)
         step = [None if end else token for end, token in zip(ended, tokens.tolist())]
         yield step
@@ -107,6 +84,21 @@ def _steps(
         if all(ended) or not left:
             return
         hidden = model.hidden(tokens[:, None], cache)[:, 0]
+
+
+def _check(config: ModelConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    if not prompts or not all(prompts):
+        raise ValueError("prompts: expected at least one, of at least one token each")
+    if not all(0 <= token < config.vocab_size for prompt in prompts for token in prompt):
+        raise ValueError(f"prompts: expected tokens from 0 to {config.vocab_size - 1}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; expected at least 1")
+    longest, positions = max(map(len, prompts)), config.max_position_embeddings
+    if longest + max_new_tokens > positions:
+        raise ValueError(
+            f"max_new_tokens is {max_new_tokens}; expected at most {positions - longest} after {longest} tokens: the "
+            f"model has {positions} positions"
+        )
 
 
 def generate_text(model: LLM, prompt: str, max_new_tokens: int, sampling: Sampling = GREEDY) -> Iterator[str]:

@@ -1,0 +1,259 @@
+// Softmax in CUDA C++, in the order in which the chapter teaches it. The mathematics is in lab/ops/softmax.py.
+//
+// Rows are reached through a row stride in elements; columns have unit stride; offsets are 64-bit. A maximum passes
+// over NaN (fmax does); the sum does not, so a NaN anywhere in a row makes all of it NaN.
+
+#include <math_constants.h>
+
+#include "rows.cuh"
+
+// naive: a block a row, an element at a time, a reduction tree in shared memory, the row read three times -------------
+
+template <typename A, typename F> __device__ inline A tree_reduce(A value, A* tree, F combine) {
+  __syncthreads();  // all have read what the tree held before
+  tree[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = blockDim.x / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) tree[threadIdx.x] = combine(tree[threadIdx.x], tree[threadIdx.x + half]);
+    __syncthreads();
+  }
+  return tree[0];
+}
+
+template <typename T> __global__ void softmax_forward_naive(const T* x, int64 x_stride, T* y, int64 columns) {
+  typedef typename Accumulator<T>::type A;
+  __shared__ A tree[256];
+  x += blockIdx.x * x_stride, y += blockIdx.x * columns;
+  A m = -CUDART_INF, s = 0;
+  for (int64 c = threadIdx.x; c < columns; c += blockDim.x) m = fmax(m, widen(x[c]));
+  m = tree_reduce(m, tree, [](A a, A b) { return fmax(a, b); });
+  for (int64 c = threadIdx.x; c < columns; c += blockDim.x) s += exp(widen(x[c]) - m);
+  s = tree_reduce(s, tree, [](A a, A b) { return a + b; });
+  for (int64 c = threadIdx.x; c < columns; c += blockDim.x) y[c] = narrow<T>(exp(widen(x[c]) - m) / s);
+}
+
+template <typename T>
+__global__ void softmax_backward_naive(const T* dy, int64 dy_stride, const T* y, T* dx, int64 columns) {
+  typedef typename Accumulator<T>::type A;
+  __shared__ A tree[256];
+  dy += blockIdx.x * dy_stride, y += blockIdx.x * columns, dx += blockIdx.x * columns;
+  A d = 0;
+  for (int64 c = threadIdx.x; c < columns; c += blockDim.x) d += widen(y[c]) * widen(dy[c]);
+  d = tree_reduce(d, tree, [](A a, A b) { return a + b; });
+  for (int64 c = threadIdx.x; c < columns; c += blockDim.x) dx[c] = narrow<T>(widen(y[c]) * (widen(dy[c]) - d));
+}
+
+// The online normalizer: the maximum m of a part of a row, and the sum s of e^(x - m) over that part. Where two parts
+// meet, their sums are scaled to the larger maximum ------------------------------------------------------------------
+
+template <typename A> struct Normalizer { A m, s; };
+
+template <typename A> __device__ inline Normalizer<A> nothing() { return {A(-CUDART_INF), A(0)}; }
+
+// What to subtract in the exponent. -inf less -inf would be NaN; with 0 instead, e^-inf is the 0 that it should be.
+template <typename A> __device__ inline A origin_of(A m) { return m == A(-CUDART_INF) ? A(0) : m; }
+
+template <typename A> __device__ inline Normalizer<A> merge(Normalizer<A> a, Normalizer<A> b) {
+  A m = fmax(a.m, b.m), origin = origin_of(m);
+  return {m, a.s * exp(a.m - origin) + b.s * exp(b.m - origin)};
+}
+
+// Over LANES neighbouring threads of a warp (a power of two), returned to each of them. The maximum first: then every
+// sum is scaled only once.
+template <int LANES, typename A> __device__ inline Normalizer<A> warp_merge(Normalizer<A> mine) {
+  A m = mine.m;
+  for (int offset = LANES / 2; offset > 0; offset /= 2) m = fmax(m, __shfl_xor_sync(0xffffffff, m, offset));
+  return {m, warp_sum<LANES>(mine.s * exp(mine.m - origin_of(m)))};
+}
+
+// Over all threads of all CLUSTER blocks, returned to every thread; scratch: one a warp of the cluster.
+template <int THREADS, int CLUSTER, typename A>
+__device__ inline Normalizer<A> cluster_merge(Normalizer<A> mine, Normalizer<A>* scratch) {
+  constexpr int WARPS = THREADS / 32;
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  mine = warp_merge<32>(mine);
+  if constexpr (CLUSTER == 1) {
+    if (lane == 0) scratch[warp] = mine;
+    __syncthreads();
+  } else {
+    Normalizer<A>* place = scratch + cluster_rank() * WARPS + warp;
+    if (lane < CLUSTER) store_in_block(&place->m, lane, mine.m), store_in_block(&place->s, lane, mine.s);
+    cluster_barrier();
+  }
+  mine = nothing<A>();
+  for (int i = lane; i < WARPS * CLUSTER; i += 32) mine = merge(mine, scratch[i]);
+  return warp_merge<32>(mine);
+}
+
+// vectorized: 16-byte loads, warp shuffles, maximum and sum in one look; the row is read again for the quotient -------
+
+template <typename T, int VEC, int THREADS>
+__global__ __launch_bounds__(THREADS) void softmax_forward_vectorized(const T* x, int64 x_stride, T* y, int64 columns) {
+  typedef typename Accumulator<T>::type A;
+  typedef Vector<T, VEC> V;
+  __shared__ Normalizer<A> scratch[THREADS / 32];
+  int64 vectors = columns / VEC;
+  x += blockIdx.x * x_stride, y += blockIdx.x * columns;
+  Normalizer<A> row = nothing<A>();
+  for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
+    V value = *(const V*)(x + v * VEC);
+    Normalizer<A> part = nothing<A>();
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) part.m = fmax(part.m, widen(value.at[i]));
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) part.s += exp(widen(value.at[i]) - origin_of(part.m));
+    row = merge(row, part);
+  }
+  row = cluster_merge<THREADS, 1>(row, scratch);
+  A origin = origin_of(row.m), inverse = 1 / row.s;
+  for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
+    V value = *(const V*)(x + v * VEC), out;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(exp(widen(value.at[i]) - origin) * inverse);
+    store_streaming(y + v * VEC, out);
+  }
+}
+
+template <typename T, int VEC, int THREADS>
+__global__ __launch_bounds__(THREADS) void softmax_backward_vectorized(const T* dy, int64 dy_stride, const T* y, T* dx,
+                                                                       int64 columns) {
+  typedef typename Accumulator<T>::type A;
+  typedef Vector<T, VEC> V;
+  __shared__ A scratch[THREADS / 32];
+  int64 vectors = columns / VEC;
+  dy += blockIdx.x * dy_stride, y += blockIdx.x * columns, dx += blockIdx.x * columns;
+  A d = 0;
+  for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
+    V value = *(const V*)(y + v * VEC), grad = *(const V*)(dy + v * VEC);
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) d += widen(value.at[i]) * widen(grad.at[i]);
+  }
+  d = block_sum<THREADS>(d, scratch);
+  for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
+    V value = *(const V*)(y + v * VEC), grad = *(const V*)(dy + v * VEC), out;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(widen(value.at[i]) * (widen(grad.at[i]) - d));
+    store_streaming(dx + v * VEC, out);
+  }
+}
+
+// one_pass and cluster: the row is read once, at most HELD vectors to a thread. A short row is shared by LANES threads
+// of a warp, so that a block takes several rows; a long one by all threads of a block, LANES = THREADS; a longer one by
+// all threads of CLUSTER blocks, a slice to each block ---------------------------------------------------------------
+
+// A thread's row, and the vectors of it that are this thread's: at(k) where has(k). None if there is no such row: the
+// last block may have fewer than the others.
+template <int THREADS, int LANES, int CLUSTER> struct Share {
+  static_assert(LANES == THREADS || (LANES <= 32 && CLUSTER == 1), "threads of one warp share a row, or whole blocks");
+  int64 row;
+  int first, end;
+
+  __device__ inline Share(int64 rows, int64 vectors) {
+    int slice = (vectors + CLUSTER - 1) / CLUSTER, rank = 0;
+    if constexpr (CLUSTER > 1) rank = cluster_rank();
+    row = blockIdx.x / CLUSTER * int64(THREADS / LANES) + threadIdx.x / LANES;
+    first = rank * slice + threadIdx.x % LANES;
+    end = row < rows ? min((rank + 1) * slice, int(vectors)) : 0;
+  }
+  __device__ inline int at(int k) const { return first + k * LANES; }
+  __device__ inline bool has(int k) const { return at(k) < end; }
+};
+
+// To stand between two uses of what a thread holds: low precision then stays as it was loaded. Otherwise the compiler
+// keeps the widened values for the next use, in twice the registers, and spills, all to save a few conversions.
+template <typename T, int VEC, int HELD> __device__ inline void stay_packed(Vector<T, VEC> (&held)[HELD]) {
+  if constexpr (sizeof(held[0]) == 16) {
+#pragma unroll
+    for (int k = 0; k < HELD; ++k) {
+      int4& words = *(int4*)&held[k];
+      asm("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
+    }
+  }
+}
+
+template <typename T, int VEC, int THREADS, int LANES, int HELD, int CLUSTER>
+__global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_stride, T* y, int64 rows,
+                                                           int64 columns) {
+  typedef typename Accumulator<T>::type A;
+  typedef Vector<T, VEC> V;
+  __shared__ Normalizer<A> scratch[(LANES + 31) / 32 * CLUSTER];
+  if constexpr (CLUSTER > 1) cluster_arrive_relaxed();
+  Share<THREADS, LANES, CLUSTER> share(rows, columns / VEC);
+  x += share.row * x_stride, y += share.row * columns;
+
+  V held[HELD];
+#pragma unroll
+  for (int k = 0; k < HELD; ++k)
+    if (share.has(k)) held[k] = *(const V*)(x + share.at(k) * VEC);
+  Normalizer<A> row = nothing<A>();
+#pragma unroll
+  for (int k = 0; k < HELD; ++k) {
+    if (!share.has(k)) continue;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) row.m = fmax(row.m, widen(held[k].at[i]));
+  }
+  stay_packed(held);
+#pragma unroll
+  for (int k = 0; k < HELD; ++k) {
+    if (!share.has(k)) continue;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) row.s += exp(widen(held[k].at[i]) - origin_of(row.m));
+  }
+  stay_packed(held);
+  if constexpr (CLUSTER > 1) cluster_wait();
+  if constexpr (LANES <= 32) {
+    row = warp_merge<LANES>(row);
+  } else {
+    row = cluster_merge<LANES, CLUSTER>(row, scratch);
+  }
+  A origin = origin_of(row.m), inverse = 1 / row.s;
+#pragma unroll
+  for (int k = 0; k < HELD; ++k) {
+    if (!share.has(k)) continue;
+    V out;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(exp(widen(held[k].at[i]) - origin) * inverse);
+    store_streaming(y + share.at(k) * VEC, out);
+  }
+}
+
+template <typename T, int VEC, int THREADS, int LANES, int HELD, int CLUSTER>
+__global__ __launch_bounds__(THREADS) void softmax_backward(const T* dy, int64 dy_stride, const T* y, T* dx, int64 rows,
+                                                            int64 columns) {
+  typedef typename Accumulator<T>::type A;
+  typedef Vector<T, VEC> V;
+  __shared__ A scratch[(LANES + 31) / 32 * CLUSTER];
+  if constexpr (CLUSTER > 1) cluster_arrive_relaxed();
+  Share<THREADS, LANES, CLUSTER> share(rows, columns / VEC);
+  dy += share.row * dy_stride, y += share.row * columns, dx += share.row * columns;
+
+  V value[HELD], grad[HELD];
+#pragma unroll
+  for (int k = 0; k < HELD; ++k) {
+    if (!share.has(k)) continue;
+    value[k] = *(const V*)(y + share.at(k) * VEC);
+    grad[k] = *(const V*)(dy + share.at(k) * VEC);
+  }
+  A d = 0;
+#pragma unroll
+  for (int k = 0; k < HELD; ++k) {
+    if (!share.has(k)) continue;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) d += widen(value[k].at[i]) * widen(grad[k].at[i]);
+  }
+  stay_packed(value), stay_packed(grad);
+  if constexpr (CLUSTER > 1) cluster_wait();
+  if constexpr (LANES <= 32) {
+    d = warp_sum<LANES>(d);
+  } else {
+    d = cluster_sum<LANES, CLUSTER>(d, scratch);
+  }
+#pragma unroll
+  for (int k = 0; k < HELD; ++k) {
+    if (!share.has(k)) continue;
+    V out;
+#pragma unroll
+    for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(widen(value[k].at[i]) * (widen(grad[k].at[i]) - d));
+    store_streaming(dx + share.at(k) * VEC, out);
+  }
+}
