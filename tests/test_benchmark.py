@@ -592,7 +592,7 @@ def test_of_a_rung_without_passes_the_module_of_its_function_counts():
     assert {"attention", "decode_attention"} <= {rung.operator for rung in without}
     found = set()
     for rung in without:
-        shape = registry.operator(rung.operator).trial_shapes[-1]
+        shape = (registry.operator(rung.operator).trial_shapes or [(3, 129)])[-1]
         workload = candidates.Workload(rung.operator, shape, "float32", "forward")
         found.add(fingerprint(rung, workload, ARCHITECTURES["sm_90"]))
     assert len(found) == len(without)

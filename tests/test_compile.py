@@ -46,8 +46,11 @@ def test_same_results_and_same_kernels(implementation, seed):
         assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-5), name
 
 
-@pytest.mark.parametrize("backend, opaque", [("torch", False), ("triton", True)])
-def test_the_compiler_sees_through_pytorchs_own_functions(backend, opaque):
+OPAQUE_ON_TORCH = {"transpose"}  # in PyTorch's own, dx would be a view of dy; no model calls it
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_the_compiler_sees_through_pytorchs_own_functions(backend):
     """Else torch.compile could not fuse them with their neighbours, and a model on the torch backend would not be the
     baseline that it is taken for."""
     seen = []
@@ -65,6 +68,7 @@ def test_the_compiler_sees_through_pytorchs_own_functions(backend, opaque):
         torch.compile(lambda *args, f=function: f(*args), fullgraph=True, backend=look)(
             *operator.make_inputs(shape, torch.float32, DEVICE, 0)
         )
+        opaque = backend == "triton" or op in OPAQUE_ON_TORCH
         assert any(f"lab.{op}_" in name for name in seen) == opaque, (op, seen)
 
 

@@ -224,7 +224,10 @@ def test_nan_inputs(implementation, seed):
     check_non_finite(implementation, tensors, grads)
 
 
-@pytest.mark.parametrize("implementation", [rung for rung in HERE if row_wise(rung)], ids=named)
+# PyTorch's fused GPU kernels are not held to what it does on the CPU: see check_non_finite.
+@pytest.mark.parametrize(
+    "implementation", [rung for rung in HERE if row_wise(rung) and not (ON_GPU and rung.backend == "torch")], ids=named
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 def test_non_finite_inputs(implementation, value, seed):
     for columns in (65, 1024):
@@ -262,10 +265,12 @@ def test_kernels_on_the_gpu_are_ours(best, seed):
         torch.cuda.synchronize()
     on_gpu = torch.autograd.DeviceType.CUDA
     names = {event.key for event in profile.key_averages() if event.device_type == on_gpu}
-    kernels = {name for name in names if not name.startswith("Mem") and "elementwise" not in name}
+    helpers = ("Mem", "elementwise", "reduce_kernel")  # PyTorch may zero, convert and add up what our kernels left
+    kernels = {name for name in names if not any(helper in name for helper in helpers)}
     gpu = gpu_of(DEVICE)
     ours = {launch.kernel.partition("<")[0] for launch in launches_of(best, (64, 1024), torch.float32, "both", gpu)}
-    assert kernels and all(any(kernel in name for kernel in ours) for name in kernels), (names, ours)
+    assert all(any(kernel in name for kernel in ours) for name in kernels), (names, ours)
+    assert all(any(kernel in name for name in kernels) for kernel in ours), (names, ours)
 
 
 @pytest.mark.gpu

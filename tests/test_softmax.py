@@ -90,7 +90,7 @@ def test_large_numbers_do_not_overflow(implementation, dtype, seed):
     assert not lab.get_op("softmax", str(implementation))(x).isnan().any()
 
 
-@pytest.mark.parametrize("rung", ["one_pass", "cluster"])
+@pytest.mark.parametrize("rung", ["one_pass", "fast_exp", "cluster"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("columns", [*COLUMNS, 3, 8, 40, 64, 50257, 65537, 131072, 524288, 524289])
 def test_the_launches_of_cuda_have_room_for_every_row_and_column(rung, direction, columns):
@@ -99,11 +99,14 @@ def test_the_launches_of_cuda_have_room_for_every_row_and_column(rung, direction
     rows, implementation = 1001, next(r for r in registry.ladder("softmax", "cuda") if r.rung == rung)
     for dtype in (torch.float16, torch.float32, torch.float64):
         (launch,) = launches_of(implementation, (rows, columns), dtype, direction, ARCHITECTURES["sm_90"])
-        whole = re.fullmatch(rf"softmax_{direction}<\w+, (\d+), (\d+), (\d+), (\d+), (\d+)>", launch.kernel)
+        whole = re.fullmatch(rf"softmax_{direction}<\w+, (\d+), (\d+), (\d+), (\d+), (\d+)(, \w+)?>", launch.kernel)
         if whole is None:  # too long for registers: any length will do
             assert "_vectorized<" in launch.kernel and columns > 4096 and launch.grid == (rows,)
             continue
-        vec, threads, lanes, held, cluster = map(int, whole.groups())
+        vec, threads, lanes, held, cluster = map(int, whole.groups()[:5])
+        assert whole[6] == (
+            None if direction == "backward" else f", {str(rung != 'one_pass' and dtype.itemsize == 2).lower()}"
+        )
         assert columns % vec == 0 and cluster * lanes * held * vec >= columns
         assert launch.grid[0] // cluster * (threads // lanes) >= rows and launch.grid[0] % cluster == 0
         assert (launch.options["block"], launch.options["cluster"]) == (threads, cluster)

@@ -169,7 +169,9 @@ class Rotary(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.register_buffer("frequencies", config.frequencies(), persistent=False)
+        device = torch.get_default_device()
+        device = torch.device("cpu") if device.type == "meta" else device  # no weights: they are in no checkpoint
+        self.register_buffer("frequencies", config.frequencies().to(device), persistent=False)
 
     def _apply(self, fn, recurse=True):
         # float32 in a bfloat16 model too: of a rounded frequency, the angle at position 1000 would be anything.

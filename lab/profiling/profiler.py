@@ -15,13 +15,17 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import ProfilerActivity
 
 from lab.backends import registry
 from lab.backends.triton.runtime import INTERPRETED
 from lab.benchmark.timing import CannotTime
 from lab.core.model import Module
 from lab.files import replacing
+
+# As `record_function`, but to the profiler an operation and not a remark: kernels that are launched past PyTorch, ours
+# among them, are then known to be this range's.
+_Range = torch._C._profiler._RecordFunctionFast
 
 OPERATOR, MODULE = "operator: ", "module: "
 ELSEWHERE = "outside of the operators"
@@ -110,7 +114,7 @@ def named_ranges(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _range(name: str) -> Iterator[None]:
     with ExitStack() as stack:
-        stack.enter_context(record_function(name))
+        stack.enter_context(_Range(name))
         if torch.version.cuda and torch.cuda.is_available():
             stack.enter_context(torch.cuda.nvtx.range(name))
         yield

@@ -58,7 +58,7 @@ def backward_vectorized(dy, y):
     return (dx,)
 
 
-# one_pass and cluster: the same kernels, in which LANES threads of each of CLUSTER blocks share a row -----------------
+# one_pass, fast_exp and cluster: the same kernels, in which LANES threads of each of CLUSTER blocks share a row -------
 
 
 class Plan(NamedTuple):
@@ -73,29 +73,32 @@ class Plan(NamedTuple):
         return -(-rows // (self.threads // self.lanes)) * self.cluster
 
 
-def _plan(vectors: int, longest: dict[int, int]) -> Plan | None:
+def _plan(vectors: int, longest: dict[int, int], four_up_to: int) -> Plan | None:
     """For a row of that many vectors; None if it is too long. longest: the most vectors that one block takes, by
-    cluster size, in the order in which sizes are tried."""
+    cluster size, in the order in which sizes are tried. four_up_to: up to so many vectors of a block each thread has
+    four, and eight of more."""
     if vectors <= 128:
         lanes = min(32, next_power_of_2(-(-vectors // 2)))
         return Plan(128, lanes, next_power_of_2(-(-vectors // lanes)), 1)
     for cluster, most in longest.items():
         slice_vectors = -(-vectors // cluster)
         if slice_vectors <= most:
-            threads = min(1024, max(64, next_power_of_2(-(-slice_vectors // 4))))
+            each = 4 if slice_vectors <= four_up_to else 8
+            threads = min(1024, max(64, next_power_of_2(-(-slice_vectors // each))))
             return Plan(threads, threads, next_power_of_2(-(-slice_vectors // threads)), cluster)
     return None
 
 
-def _forward(x, longest):
+def _forward(x, longest, fast):
     rows, columns = x.shape
     width = vector_width(x)
-    plan = _plan(columns // width, longest)
+    plan = _plan(columns // width, longest, four_up_to=2048)
     if plan is None:
         return forward_vectorized(x)
     y = x.new_empty(rows, columns)
+    template = (TYPES[x.dtype], width, *plan, fast and x.element_size() == 2)
     _launch(
-        "softmax_forward", (TYPES[x.dtype], width, *plan), plan.grid(rows), plan.threads,
+        "softmax_forward", template, plan.grid(rows), plan.threads,
         x, x.stride(0), y, rows, columns, cluster=plan.cluster,
     )  # fmt: skip
     return (y,)
@@ -104,7 +107,7 @@ def _forward(x, longest):
 def _backward(dy, y, longest):
     rows, columns = y.shape
     width = vector_width(dy, y)
-    plan = _plan(columns // width, longest)
+    plan = _plan(columns // width, longest, four_up_to=4096)  # of each of two tensors
     if plan is None:
         return backward_vectorized(dy, y)
     dx = torch.empty_like(y)
@@ -116,7 +119,11 @@ def _backward(dy, y, longest):
 
 
 def forward_one_pass(x):
-    return _forward(x, {1: 8192})
+    return _forward(x, {1: 8192}, fast=False)
+
+
+def forward_fast_exp(x):
+    return _forward(x, {1: 8192}, fast=True)
 
 
 def backward_one_pass(dy, y):
@@ -124,7 +131,7 @@ def backward_one_pass(dy, y):
 
 
 def forward_cluster(x):
-    return _forward(x, {1: 2048, 2: 2048, 4: 2048, 8: 8192})
+    return _forward(x, {1: 4096, 2: 4096, 4: 4096, 8: 8192}, fast=True)
 
 
 def backward_cluster(dy, y):
@@ -145,6 +152,11 @@ LADDER = [
     Implementation(
         forward_one_pass, backward_one_pass, "one_pass",
         "the row stays in registers and is read once; short rows share a block",
+        unavailable, refuses_dtype,
+    ),
+    Implementation(
+        forward_fast_exp, backward_one_pass, "fast_exp",
+        "forward, of 16-bit numbers: an exponential of four instructions",
         unavailable, refuses_dtype,
     ),
     Implementation(

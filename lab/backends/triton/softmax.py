@@ -13,7 +13,7 @@ from lab.backends.registry import Implementation
 from lab.backends.triton.runtime import accumulator, refuses_dtype, refuses_longer_rows, unavailable
 
 REGISTER_COLUMNS = 32768  # the longest row that the registers of one program hold
-SHORT_COLUMNS = 1024  # up to here a program takes several rows
+TILED_COLUMNS = 4096  # up to here a program takes a tile of rows, at the end a tile of one
 
 # naive: a kernel for each step, as eager PyTorch would do it ---------------------------------------------------------
 
@@ -133,7 +133,7 @@ def _softmax_backward_one_pass(dy, dy_stride, y, dx, columns, ACC: tl.constexpr,
 
 
 def _warps(block):
-    return min(max(block // 512, 1), 32 if block > 16384 else 16)
+    return 4 if block <= 4096 else min(block // 512, 32)
 
 
 def forward_one_pass(x):
@@ -197,7 +197,7 @@ def _tile(columns):
 
 def forward_tiled(x):
     rows, columns = x.shape
-    if columns > SHORT_COLUMNS:
+    if columns > TILED_COLUMNS:
         return forward_one_pass(x)
     y, tile = x.new_empty(rows, columns), _tile(columns)
     _softmax_forward_tiled[(triton.cdiv(rows, tile["ROWS"]),)](
@@ -208,7 +208,7 @@ def forward_tiled(x):
 
 def backward_tiled(dy, y):
     rows, columns = y.shape
-    if columns > SHORT_COLUMNS:
+    if columns > TILED_COLUMNS:
         return backward_one_pass(dy, y)
     dx, tile = torch.empty_like(y), _tile(columns)
     _softmax_backward_tiled[(triton.cdiv(rows, tile["ROWS"]),)](
@@ -298,7 +298,7 @@ LADDER = [
     ),
     Implementation(
         forward_tiled, backward_tiled, "tiled",
-        "several short rows to a program",
+        "several short rows to a program, and no masks where a row fills its block",
         unavailable, refuses_longer_rows(REGISTER_COLUMNS),
     ),
     Implementation(
