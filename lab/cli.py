@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lab.core import LLM, ModelConfig
 
 WIDTH = 80
+OWN_MODEL = "pydoc"  # that `lab generate` takes by itself
 # Modules that a command alone needs are imported in it: `lab ops` should not wait for matplotlib and torch.compile.
 
 
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
 
     generate = commands.add_parser("generate", help="continue a text")
-    generate.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="a Hugging Face folder")
+    generate.add_argument("--model", type=Path, metavar="FOLDER", help="a Hugging Face folder (default: the lab's own)")
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
@@ -413,16 +414,33 @@ def _csv_text(measured: list[Record]) -> str:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    from lab.benchmark import config, experiments
+    from lab.benchmark import config, experiments, training_runs
     from lab.profiling import resources
 
     if arguments.resources:
         print(f"wrote {resources.publish(arguments.experiment, arguments.output)}")
         return 0
+    if arguments.experiment in training_runs.names():
+        return _record_training(arguments)
     record = experiments.run(config.load(arguments.experiment))
     path = experiments.publish(record, arguments.output)
     _print_record(record)
     print(f"\nwrote {path}")
+    return 0
+
+
+def _record_training(arguments: argparse.Namespace) -> int:
+    from lab.benchmark import training_runs
+
+    path = training_runs.record(arguments.experiment, arguments.output)
+    found = training_runs.read_record(path)
+    print(training_runs.table(found).text())
+    if found.bigram_loss is not None:
+        print(f"a bigram model's validation loss: {found.bigram_loss:.4f}")
+    for run in found.runs:
+        if run.error:
+            _wrapped(f"did not end: {run.backend}, seed {run.seed}: ", run.error, "")
+    print(f"wrote {path}")
     return 0
 
 
@@ -497,9 +515,13 @@ def _load(arguments: argparse.Namespace, backend: str) -> LLM:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from lab.core import Sampling, generate_text
+    from lab.core import Sampling, checkpoint, generate_text
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    if arguments.model is None:
+        arguments.model = checkpoint.SHIPPED / OWN_MODEL
+        if not arguments.model.is_dir():
+            raise ValueError("--model is missing, and this lab comes with no model; expected a folder")
     model = _load(arguments, arguments.backend)
     for piece in generate_text(model, arguments.prompt, arguments.max_new_tokens, sampling):
         print(piece, end="", flush=True)

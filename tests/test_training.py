@@ -25,7 +25,7 @@ from lab.training.config import parse
 from lab.training.schedule import learning_rate
 
 ROOT = Path(lab.__file__).parents[1]
-SHIPPED = sorted((ROOT / "book" / "experiments" / "training").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "book" / "experiments").glob("*/t*.yaml"))
 
 RAW = {
     "seed": 3,
@@ -342,16 +342,20 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, monkeypatch, dtype, mod
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-@pytest.mark.cpu
-def test_killed_at_any_moment(tmp_path, seed):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed(checkpoint__every=2)))
+def kill(*arguments) -> list[dict]:
+    """What tests/kill_training.py prints."""
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("kill_training.py"),
-         *(str(tmp_path / name) for name in ("run.yaml", "whole", "killed")), str(seed)],
+        [sys.executable, Path(__file__).with_name("kill_training.py"), *map(str, arguments)],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    kills = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.cpu
+def test_killed_at_any_moment(tmp_path, seed):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(changed(checkpoint__every=2)))
+    kills = kill(*(tmp_path / name for name in ("run.yaml", "whole", "killed")), seed)
     assert {kill["by"] for kill in kills} == {"event", "time"}, kills
     assert all(kill["step"] - kill["checkpoint"] <= 2 for kill in kills), kills
     assert entries(tmp_path / "killed", "seconds") == entries(tmp_path / "whole", "seconds")
@@ -359,6 +363,42 @@ def test_killed_at_any_moment(tmp_path, seed):
     for name in ("model.safetensors", "optimizer.safetensors"):
         killed, whole = (tmp_path / run / "step-000012" / name for run in ("killed", "whole"))
         assert killed.read_bytes() == whole.read_bytes(), name
+
+
+@pytest.mark.cpu
+def test_killed_before_every_operation_on_a_checkpoints_files(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(RAW))
+    kills = kill(tmp_path / "run.yaml", tmp_path / "runs")
+    assert [kill["checkpoint"] for kill in kills] == sorted(kill["checkpoint"] for kill in kills)
+    found = [kill["files"] for kill in kills]
+    before, written, done = (["step-000001", "step-000002"], [f"step-00000{i}" for i in (1, 2, 3)],
+                             ["step-000002", "step-000003"])  # fmt: skip
+    assert found == sorted(found, key=[before, written, done].index)  # one after the other, and nothing else
+    assert found.count(before) > 10 and found.count(written) >= 1 and found.count(done) > 3
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: done.append(os.readlink(f"/proc/self/fd/{handle}")) or fsync(handle)
+    )
+    monkeypatch.setattr(os, "rename", lambda *paths: done.append("rename") or rename(*paths))
+    path = training.train(config(steps=5), tmp_path)
+    before, after = done[: done.index("rename")], done[done.index("rename") + 1 :]
+    *files, folder = before
+    assert {Path(each).name for each in files} == {each.name for each in path.iterdir()}
+    assert {str(Path(each).parent) for each in files} == {folder} and after == [str(tmp_path)]
+
+
+def test_a_line_of_metrics_that_was_not_finished_is_left_out(tmp_path):
+    training.train(config(checkpoint__every=5), tmp_path)
+    before = entries(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 13, "lo')
+    assert entries(tmp_path) == before
+    training.train(config(checkpoint__every=5), tmp_path, resume=True)
+    assert entries(tmp_path) == before and (tmp_path / "metrics.jsonl").read_text().endswith("}\n")
 
 
 def test_a_checkpoint_that_cannot_be_finished_is_none(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -176,6 +176,12 @@ def parse_choice(choice: str) -> dict[str, str]:
         chosen[op] = backend
     chosen.setdefault("", "auto")
     return chosen
+
+
+def choice_of(backend: str, ops: Iterable[str]) -> str:
+    """The choice that runs on `backend` those of the operators that it implements, and the rest on torch. Raises
+    ValueError for an unknown backend or operator."""
+    return ",".join(["torch", *(f"{op}={backend}" for op in sorted(ops) if ladder(op, backend) and backend != "torch")])
 
 
 class Resolved(NamedTuple):

@@ -1,12 +1,12 @@
 """What a run reports, as lines of JSON: first what it is, then each step and each evaluation.
 
     {"run": {"config": ..., "data": ..., "parameters": ..., ...}}
-    {"step": 1, "loss": ..., "lr": ..., "grad_norm": ..., "tokens": ..., "seconds": ...}
+    {"step": 1, "loss": ..., "lr": ..., "grad_norm": ..., "tokens": ..., "seconds": ..., "memory": ...}
     {"step": 50, "validation_loss": ...}
 
 loss, validation_loss: nats a token; a step's before its update, and rounded to the model's dtype. grad_norm: before
 clipping. tokens: trained on so far, this step's included. seconds: that the step took, without evaluation and
-checkpoint.
+checkpoint. memory: the most bytes that the run has held on the GPU at a time, null on the CPU.
 """
 
 from __future__ import annotations

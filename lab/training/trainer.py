@@ -76,6 +76,8 @@ def train(config: Config, run: Path, resume: bool = False, peak_flops: float | N
     a model and data that do not fit; DataError and CheckpointError for bad files; BackendUnavailable for a backend that
     cannot run here; FloatingPointError for a loss that is no longer finite, before it gets into a checkpoint.
     """
+    on_gpu = torch.cuda.is_available()
+    before = torch.cuda.memory_allocated() if on_gpu else 0
     done, last = max(checkpoint.steps(run).items(), default=(0, None))
     if last and not resume:
         raise ValueError(f"{last} is there already; expected --resume, or a folder without checkpoints")
@@ -95,8 +97,8 @@ def train(config: Config, run: Path, resume: bool = False, peak_flops: float | N
     else:
         entries = [{"run": state | _about(config, model.config, dataset, trainer.device, peak_flops)}]
     checkpoint.remove_remains(run)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()  # what was measured before does not count
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
     held_out = _held_out(config, dataset)
     batch, tokens = config.batch, config.batch.sequences * config.batch.length
     flops = training_cost(model.config, batch.sequences, batch.length, config.dtype).flops
@@ -109,8 +111,12 @@ def train(config: Config, run: Path, resume: bool = False, peak_flops: float | N
             seconds = time.perf_counter() - started
             if not math.isfinite(loss + norm):
                 raise FloatingPointError(f"step {step}: loss {loss}, gradient norm {norm}; expected finite numbers")
-            log.add(step=step, loss=loss, lr=lr, grad_norm=norm, tokens=step * tokens, seconds=seconds)
-            bar.set_postfix_str(_shown(loss, tokens / seconds, peak_flops and flops / seconds / peak_flops), False)
+            memory = torch.cuda.max_memory_allocated() - before if on_gpu else None
+            log.add(
+                step=step, loss=loss, lr=lr, grad_norm=norm, tokens=step * tokens, seconds=seconds, memory=memory
+            )  # fmt: skip
+            mfu = peak_flops and flops / seconds / peak_flops
+            bar.set_postfix_str(_shown(loss, tokens / seconds, mfu, memory), refresh=False)
             bar.update()
             if step % config.evaluate_every == 0 or step == config.steps:
                 log.add(step=step, validation_loss=trainer.evaluate(held_out))
@@ -189,11 +195,11 @@ def _progress(done: int, steps: int) -> tqdm:
     )
 
 
-def _shown(loss: float, tokens_per_second: float, mfu: float | None) -> str:
+def _shown(loss: float, tokens_per_second: float, mfu: float | None, memory: int | None) -> str:
     """What the progress bar says of a step. Without a GPU there is no MFU and no memory to tell."""
     parts = [f"loss {loss:.3f}", f"{tokens_per_second:.3g} tokens/s"]
     if mfu is not None:
         parts.append(f"MFU {mfu:.1%}")
-    if torch.cuda.is_available():
-        parts.append(f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
+    if memory is not None:
+        parts.append(f"{memory / 1e9:.1f} GB")
     return ", ".join(parts)
