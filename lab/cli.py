@@ -64,14 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("--json", action="store_true", help="print JSON")
     ops.set_defaults(command=_ops)
 
-    bench = commands.add_parser("bench", help="time an operator's implementations, a layer, a block or a model")
+    bench = commands.add_parser("bench", help="time an operator's implementations, a model or a part of it")
     bench.add_argument(
-        "--level", choices=["kernel", "layer", "block", "model"], default="kernel", help="default: kernel"
+        "--level", choices=["kernel", "layer", "block", "model", "training"], default="kernel", help="default: kernel"
     )
     bench.add_argument(
         "--backend", action="append", metavar="CHOICE",
         help='of a kernel "triton", "triton:naive" or "triton:*"; of a model "torch,rmsnorm=triton"; may be repeated',
     )  # fmt: skip
+    bench.add_argument("--peers", action="store_true", help="time the peers that are installed too")
     bench.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     bench.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
@@ -82,8 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--shape", action="append", help="such as 16384x4096, or a name that `lab ops OP` lists; may be repeated"
     )
     kernel.add_argument("--direction", choices=["forward", "backward", "both"], help="default: forward")
-    kernel.add_argument("--peers", action="store_true", help="time the peers that are installed too")
-    model = bench.add_argument_group("of a layer, a block or a model")
+    model = bench.add_argument_group("of a layer, a block, a model or a training step")
     model.add_argument("--model", help="a shape's name, such as llama3.2-1b")
     model.add_argument("--module", help="self_attn, post_attention_layernorm or mlp (default: each of them)")
     model.add_argument("--phase", choices=["prefill", "decode"], help="default: both")
@@ -252,7 +252,7 @@ def _describe(name: str) -> dict:
 # lab bench ----------------------------------------------------------------------------------------------------------
 
 
-OF_KERNEL = ("op", "shape", "direction", "peers")
+OF_KERNEL = ("op", "shape", "direction")
 OF_MODEL = ("model", "module", "phase", "batch", "tokens", "compile")
 
 
@@ -262,7 +262,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     of_kernel = arguments.level == "kernel"
     for name in OF_MODEL if of_kernel else OF_KERNEL:
         if getattr(arguments, name) is not None and getattr(arguments, name) is not False:
-            raise ValueError(f"--{name} goes with --level {'layer, block or model' if of_kernel else 'kernel'}")
+            raise ValueError(f"--{name} {'goes' if not of_kernel else 'does not go'} with --level kernel")
     if not of_kernel:
         experiments = [_ad_hoc_model(arguments)]
     elif arguments.smoke or arguments.op:
@@ -322,11 +322,14 @@ def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:
     """The same where the arguments are about a model."""
     from lab.benchmark import config
     from lab.benchmark.models import PHASES
+    from lab.benchmark.peers import MODEL_PEERS
     from lab.core.config import MODELS
     from lab.core.cost import LAYERS
 
     if arguments.level != "layer" and arguments.module:
         raise ValueError("--module goes with --level layer")
+    if arguments.level == "training" and arguments.phase:
+        raise ValueError("--phase does not go with --level training")
     name = arguments.model or ("tiny" if arguments.smoke else None)
     if name not in MODELS:
         is_it = f"is {name!r}" if name else "is missing"
@@ -340,18 +343,17 @@ def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:
         "tokens": tokens if arguments.tokens is None else arguments.tokens,
         "dtype": arguments.dtype,
     }
-    workloads = [
-        {"level": arguments.level, "phase": phase, **sizes, **module}
-        for module in modules
-        for phase in ([arguments.phase] if arguments.phase else PHASES)
-    ]
+    phases: list[dict] = [{"phase": phase} for phase in ([arguments.phase] if arguments.phase else PHASES)]
+    if arguments.level == "training":
+        phases = [{}]
+    workloads = [{"level": arguments.level, **sizes, **module, **phase} for module in modules for phase in phases]
     return config.parse(
         f"bench-{name}",
         {
             "seed": 0,
             "samples": {"min": 5, "max": 10} if arguments.smoke else {"min": 20, "max": 60},
             "models": {name: workloads},
-            "backends": arguments.backend or ["torch", "auto"],
+            "backends": (arguments.backend or ["torch", "auto"]) + (list(MODEL_PEERS) if arguments.peers else []),
             "compile": [False, True] if arguments.compile else [False],
         },
     )

@@ -105,6 +105,17 @@ def register_backend(name: str, implementations: Mapping[str, Implementation | S
     vars(_bound).clear()
 
 
+@contextmanager
+def registered(name: str, implementations: Mapping[str, Implementation | Sequence[Implementation]]) -> Iterator[None]:
+    """Inside the block there is a backend `name`, which is none otherwise (`register_backend`)."""
+    register_backend(name, implementations)
+    try:
+        yield
+    finally:
+        del _ladders[name]
+        vars(_bound).clear()
+
+
 @cache
 def _load_built_in() -> None:
     """Import lab/backends/<backend>/<operator>.py wherever there is one; each defines LADDER."""

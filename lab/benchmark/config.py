@@ -11,16 +11,19 @@
       llama3.2-1b:
         - {level: model, phase: decode, batch: 8, tokens: 2047, dtype: bfloat16}
         - {level: layer, module: mlp, phase: prefill, batch: 1, tokens: 2048, dtype: bfloat16}
+        - {level: training, batch: 1, tokens: 2048, dtype: bfloat16}
     backends: [torch, "torch,rmsnorm=triton"]
     compile: [false, true]
 
 Of the implementations, "triton:*" is every rung, "triton" the best, and "triton:naive" that one. Each of the backends
-is a choice string (`lab.backends.registry`), run without torch.compile (false), with it (true) or both ways. Phase and
-tokens are as in `lab.benchmark.models.ModelWorkload`. Operators may be absent, or models, with the two keys after them.
+is a choice string (`lab.backends.registry`), or a peer's name (`lab.benchmark.peers.MODEL_PEERS`), run without
+torch.compile (false), with it (true) or both ways. Phase and tokens are as in `lab.benchmark.models.ModelWorkload`.
+Operators may be absent, or models, with the two keys after them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -30,6 +33,7 @@ import torch
 from lab.backends import registry
 from lab.benchmark.candidates import Workload
 from lab.benchmark.models import LEVELS, PHASES, ModelWorkload
+from lab.benchmark.peers import MODEL_PEERS
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import experiments_folder
 from lab.config import ConfigError, boolean, integer, mapping, read, require, sequence
@@ -40,6 +44,7 @@ from lab.ops.operator import DTYPE_NAMES
 DIRECTIONS = ("forward", "backward", "both")
 OF_OPERATORS = {"operators", "implementations", "peers"}
 OF_MODELS = {"models", "backends", "compile"}
+TRAINING_DTYPES = ("float16", "bfloat16", "float32")
 
 AnyWorkload = TypeVar("AnyWorkload", Workload, ModelWorkload)
 
@@ -128,7 +133,8 @@ def _of_models(section: dict) -> dict[str, tuple]:
     for index, choice in enumerate(sequence(section["backends"], "backends")):
         require(isinstance(choice, str), f"backends[{index}]", choice, 'a string such as "torch,rmsnorm=triton"')
         try:
-            registry.parse_choice(choice)
+            if choice not in MODEL_PEERS:
+                registry.parse_choice(choice)
         except ValueError as error:
             raise ConfigError(f"backends[{index}] is {choice!r}: {error}") from None
     _distinct(section["backends"], "backends", "choice")
@@ -172,15 +178,21 @@ def _workloads(op: object, entry: object, where: str) -> list[Workload]:
 
 def _model_workload(model: object, entry: object, where: str) -> ModelWorkload:
     require(model in MODELS, f"models.{model}", model, f"one of {', '.join(MODELS)}")
-    of_layer = {"module"} if isinstance(entry, dict) and entry.get("level") == "layer" else set()
-    fields = mapping(entry, where, {"level", "phase", "batch", "tokens", "dtype"} | of_layer)
-    allowed = {"level": LEVELS, "phase": PHASES, "dtype": DTYPE_NAMES} | ({"module": LAYERS} if of_layer else {})
+    level = entry.get("level") if isinstance(entry, dict) else None
+    allowed: dict[str, Sequence[str]] = {"level": LEVELS, "dtype": DTYPE_NAMES}
+    if level == "training":
+        allowed["dtype"] = TRAINING_DTYPES
+    else:
+        allowed["phase"] = PHASES
+    if level == "layer":
+        allowed["module"] = LAYERS
+    fields = mapping(entry, where, {*allowed, "batch", "tokens"})
     for key, values in allowed.items():
         require(fields[key] in values, f"{where}.{key}", fields[key], f"one of {', '.join(values)}")
     integer(fields["batch"], f"{where}.batch", 1)
-    least = 2 if fields["phase"] == "prefill" else 1  # one new token is a step of decoding
+    least = 1 if fields.get("phase") == "decode" else 2  # one new token is a step of decoding
     tokens = integer(fields["tokens"], f"{where}.tokens", least)
-    workload = ModelWorkload(model=str(model), **{"module": None, **fields})
+    workload = ModelWorkload(model=str(model), **{"module": None, "phase": None, **fields})
     most = MODELS[workload.model].max_position_embeddings - (workload.context + workload.new - tokens)
     require(tokens <= most, f"{where}.tokens", tokens, f"at most {most}, for the positions that {model} has")
     return workload

@@ -242,7 +242,8 @@ def _check_row(row: Row, where: str) -> None:
 def _check_model_row(row: ModelRow, where: str) -> None:
     workload = row.workload
     _require(workload.level in LEVELS, f"{where}.workload.level", workload.level, "a known level")
-    _require(workload.phase in PHASES, f"{where}.workload.phase", workload.phase, "a known phase")
+    phases = (None,) if workload.level == "training" else PHASES
+    _require(workload.phase in phases, f"{where}.workload.phase", workload.phase, "a known phase, in training none")
     of_layer = workload.level == "layer"
     _require(of_layer == (workload.module is not None), f"{where}.workload.module", workload.module, "that of a layer")
     _check_timing(row, where)
