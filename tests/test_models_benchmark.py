@@ -5,6 +5,8 @@ import copy
 import csv
 import io
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -22,6 +24,7 @@ from lab.backends.hardware import default_device
 from lab.backends.registry import BackendUnavailable, Implementation
 from lab.backends.triton import rmsnorm as triton_rmsnorm
 from lab.benchmark import config, experiments, figures, model_runs, peers, records, report, tables, timing
+from lab.benchmark import fingerprint as fingerprints
 from lab.benchmark.candidates import WrongResult
 from lab.benchmark.model_runs import ForwardPass, NotRun, TrainingStep
 from lab.benchmark.models import PHASES, ModelWorkload
@@ -702,6 +705,26 @@ def test_a_wrong_pass_is_found_in_training(dtype, ladders):
                 task.check(task.results(task.call_of(f"torch,{op}=fake", False)), expected)
 
 
+def test_a_candidate_that_breaks_down_leaves_the_others_alone(ladders):
+    """All share their weights, and the optimizer's."""
+
+    class Raises(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dx):
+            raise RuntimeError("too many resources requested for launch")
+
+    ladders("fake", {"swiglu": wrong("swiglu", Raises.apply), "linear": wrong("linear", lambda y: math.nan * y)})
+    choices = ["torch,swiglu=fake", "torch,linear=fake", "torch"]
+    raw = CONFIG | {"models": {"tiny": [STEP]}, "backends": choices, "compile": [False]}
+    raises, spoils, right = experiments.run(config.parse("fake", raw), instruments(), progress=False).models
+    assert raises.error == "RuntimeError: too many resources requested for launch" and right.error is None
+    assert re.fullmatch("WrongResult: the gradient of .* is missing or not finite", spoils.error)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_both_passes_of_what_was_chosen_ran(compile, compile_with):
     compile_with("aot_eager")
@@ -733,6 +756,17 @@ def test_a_record_of_training(ladders, tmp_path):
     assert table.header[:6] == ["tiny training 2x6 float32", "us", "tokens/s", "TFLOP/s", "% floor", "MFU %"]
     assert table.rows[0][5] == f"{mfu:.1f}"
     assert record.stale() == []
+
+
+def test_the_backward_pass_is_in_a_steps_fingerprint(monkeypatch):
+    step = step_of().workload
+    chosen = {op: str(each) for op, each in step_of().implementations(SWAPPED, DEVICE).items()}
+    before = step.fingerprint(SWAPPED, chosen, ENVIRONMENT.launchers_gpu)
+    fingerprint = fingerprints.fingerprint
+    monkeypatch.setattr(
+        fingerprints, "fingerprint", lambda rung, each, gpu: fingerprint(rung, replace(each, direction="forward"), gpu)
+    )
+    assert step.fingerprint(SWAPPED, chosen, ENVIRONMENT.launchers_gpu) != before
 
 
 @pytest.mark.parametrize("package, version", [("torch", metadata.version("torch")), ("no-such-package", None)])

@@ -234,12 +234,18 @@ class TrainingStep(Task):
         return call
 
     def results(self, call: Callable[[], tuple[Tensor, ...]]) -> dict[str, Tensor]:
-        """The loss, the norm of its gradient, and the gradients as AdamW takes them, scaled to the norm allowed."""
+        """The loss, the norm of its gradient, and the gradients as AdamW takes them, scaled to the norm allowed.
+
+        Raises WrongResult for one that is missing or not finite, before it gets into the weights, which all candidates
+        share."""
+        self.model.zero_grad()  # what a candidate before left, if it raised
+        self.optimizer.adamw.zero_grad()
         results: dict[str, Tensor] = {}
 
         def keep(*_) -> None:
             for name, weight in self.optimizer.weights.items():
-                assert weight.grad is not None
+                if weight.grad is None or not weight.grad.isfinite().all():
+                    raise WrongResult(f"the gradient of {name} is missing or not finite")
                 results[f"the gradient of {name}"] = weight.grad.clone()
 
         hook = self.optimizer.adamw.register_step_pre_hook(keep)
