@@ -705,7 +705,8 @@ def test_a_wrong_pass_is_found_in_training(dtype, ladders):
                 task.check(task.results(task.call_of(f"torch,{op}=fake", False)), expected)
 
 
-def test_a_candidate_that_breaks_down_leaves_the_others_alone(ladders):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_candidate_that_breaks_down_leaves_the_others_alone(ladders, dtype):
     """All share their weights, and the optimizer's."""
 
     class Raises(torch.autograd.Function):
@@ -719,7 +720,7 @@ def test_a_candidate_that_breaks_down_leaves_the_others_alone(ladders):
 
     ladders("fake", {"swiglu": wrong("swiglu", Raises.apply), "linear": wrong("linear", lambda y: math.nan * y)})
     choices = ["torch,swiglu=fake", "torch,linear=fake", "torch"]
-    raw = CONFIG | {"models": {"tiny": [STEP]}, "backends": choices, "compile": [False]}
+    raw = CONFIG | {"models": {"tiny": [STEP | {"dtype": dtype}]}, "backends": choices, "compile": [False]}
     raises, spoils, right = experiments.run(config.parse("fake", raw), instruments(), progress=False).models
     assert raises.error == "RuntimeError: too many resources requested for launch" and right.error is None
     assert re.fullmatch("WrongResult: the gradient of .* is missing or not finite", spoils.error)
