@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -475,15 +476,14 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from lab.benchmark.ceilings import measure_ceilings
+    from lab.benchmark.timing import ColdSampler
     from lab.training import load, metrics, train
 
     config = load(arguments.config)
     run = arguments.output or Path("runs") / arguments.config.stem
     peak_flops = None
-    if torch.cuda.is_available():
-        from lab.benchmark.ceilings import measure_ceilings
-        from lab.benchmark.timing import ColdSampler
-
+    with suppress(CannotTime):  # then there is no MFU to show
         peak_flops = measure_ceilings(ColdSampler()).matmul_tflops * 1e12
     path = train(config, run, arguments.resume, peak_flops)
     first, *entries = metrics.read(run)

@@ -34,6 +34,7 @@ from lab.files import write_text
 from lab.training import Config, checkpoint, load, metrics, train
 
 SCHEMA = 1
+RUNS = "runs.yaml"
 METHOD = (
     "A step's time is by the clock on the wall, from tokens on the CPU to the loss there; the median over all steps. "
     "MFU is the step's FLOPs, those of all operators' contracts, forward and backward, at that time, as a fraction of "
@@ -43,9 +44,10 @@ METHOD = (
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One run. backend: a choice string; implementations: {operator: "backend:rung"}, what it came to. error: why it
-    did not come to its end, else None; what follows is of runs without one.
+    """One run. backend: a choice string. error: why it did not come to its end, else None; what follows is of runs
+    without one.
 
+    implementations: {operator: "backend:rung"}, what ran; under torch.compile PyTorch's own functions are not seen.
     losses: of each step. evaluated: the steps after which the validation losses were taken. seconds: of a step.
     tokens_per_s, tflops, mfu: at that time. peak_memory: bytes of the run, everything included.
     """
@@ -96,9 +98,9 @@ def configs(name: str) -> list[Config]:
         raise ConfigError(
             f"{folder / 'train.yaml'}: model.init has no place in an experiment; expected a name or sizes"
         )
-    if not (folder / "runs.yaml").exists():
+    if not (folder / RUNS).exists():
         return [config]
-    return read(folder / "runs.yaml", partial(_runs, config))
+    return read(folder / RUNS, partial(_runs, config))
 
 
 def _runs(config: Config, raw: object) -> list[Config]:
@@ -147,7 +149,7 @@ def record(name: str, output: Path | None = None, instruments: Instruments | Non
         )  # fmt: skip
         write_text(path, json.dumps(rounded(asdict(found)), indent=1) + "\n")
         write_text(folder / "env.txt", instruments.environment.text())
-        if len(runs) == 1:
+        if not (experiments_folder() / name / RUNS).exists():
             last = checkpoint.steps(places[0])[runs[0].steps]
             model = LLM.from_pretrained(last, dtype=runs[0].dtype, device="cpu", backend="torch")
             model.save_pretrained(SHIPPED / name if output is None else output / "model")
@@ -157,7 +159,8 @@ def record(name: str, output: Path | None = None, instruments: Instruments | Non
 def _run(config: Config, folder: Path, instruments: Instruments) -> TrainingRun:
     blank = TrainingRun(config.backend, config.seed)
     try:
-        train(config, folder, peak_flops=instruments.ceilings.matmul_tflops * 1e12)
+        with registry.trace() as calls:
+            train(config, folder, peak_flops=instruments.ceilings.matmul_tflops * 1e12)
     except registry.BackendUnavailable as unavailable:
         return replace(blank, error=f"cannot run: {unavailable}")
     except Exception as error:  # whatever a kernel raises is this run's result
@@ -167,7 +170,6 @@ def _run(config: Config, folder: Path, instruments: Instruments) -> TrainingRun:
         gc.collect()
         if instruments.device.type == "cuda":
             torch.cuda.empty_cache()
-    ran = {op: registry.resolve(op, config.backend, instruments.device) for op in _operators(config)}
     first, *entries = metrics.read(folder)
     steps = [entry for entry in entries if "loss" in entry]
     evaluations = [entry for entry in entries if "validation_loss" in entry]
@@ -175,7 +177,7 @@ def _run(config: Config, folder: Path, instruments: Instruments) -> TrainingRun:
     flops = first["run"]["flops"]
     return replace(
         blank,
-        implementations={op: str(resolved.implementation) for op, resolved in ran.items()},
+        implementations=dict(sorted({(call.operator, f"{call.backend}:{call.rung}") for call in calls})),
         losses=tuple(entry["loss"] for entry in steps),
         evaluated=tuple(entry["step"] for entry in evaluations),
         validation_losses=tuple(entry["validation_loss"] for entry in evaluations),
