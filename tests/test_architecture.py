@@ -12,11 +12,14 @@ LAB = Path(__file__).parents[1] / "lab"
 
 # Who must not import whom. A backend's folder is `lab.backends.<name>`; the registry and what backends share lie above.
 BACKENDS = tuple(f"lab.backends.{name}" for name in ("torch", "triton", "cuda"))
-ABOVE_OPS = ("lab.core", "lab.benchmark", "lab.profiling", "lab.check", "lab.notebook", "lab.cli")
+ABOVE_TRAINING = ("lab.benchmark", "lab.profiling", "lab.check", "lab.notebook", "lab.cli")
+ABOVE_OPS = ("lab.core", "lab.datasets", "lab.training", *ABOVE_TRAINING)
 FORBIDDEN = {
     "lab.ops": (*BACKENDS, *ABOVE_OPS),
     "lab.backends": ABOVE_OPS,
     "lab.core": (*BACKENDS, *(name for name in ABOVE_OPS if name != "lab.core")),
+    "lab.datasets": ("lab.training", *ABOVE_TRAINING),
+    "lab.training": (*BACKENDS, *ABOVE_TRAINING),
     "lab": ("lab.cli",),
 }
 MAIN = "lab.__main__"  # which is there to import the command line
@@ -59,6 +62,8 @@ def test_imports_run_one_way(path):
         ("lab.core.model", "def f():\n    import lab.backends.cuda.compile"),
         ("lab.ops.rmsnorm", "from lab.core import LLM"),
         ("lab.backends.triton.rmsnorm", "from lab.benchmark.timing import measure"),
+        ("lab.training.trainer", "from lab.benchmark.timing import measure"),
+        ("lab.datasets.tokens", "from lab.training import train"),
         ("lab.benchmark.report", "from lab import cli"),
     ],
 )

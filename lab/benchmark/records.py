@@ -150,7 +150,7 @@ class Record:
 
 def as_json(record: Record) -> str:
     """What `read` reads."""
-    return json.dumps(_rounded(asdict(record)), indent=1) + "\n"
+    return json.dumps(rounded(asdict(record)), indent=1) + "\n"
 
 
 def read(path: Path) -> Record:
@@ -164,7 +164,7 @@ def read(path: Path) -> Record:
         schema = raw.get("schema") if isinstance(raw, dict) else None
         raise RecordError(f"{path}: schema is {schema!r}; expected {SCHEMA}")
     try:
-        record = _decode(Record, raw, "record")
+        record = decoded(Record, raw, "record")
         for index, row in enumerate(record.rows):
             _check_row(row, f"record.rows[{index}]")
         for index, model_row in enumerate(record.models):
@@ -192,12 +192,13 @@ def published(experiment: str, gpu: str | None = None) -> Record:
     return read(paths[0])
 
 
-def _rounded(value):
-    """Floats to six significant digits: more would be noise, and a number that is not finite has no place in JSON."""
+def rounded(value):
+    """`value` with its floats to six significant digits: more would be noise. Raises RecordError for one that is not
+    finite, which has no place in JSON."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise RecordError(f"a record cannot hold {value}")
@@ -205,26 +206,26 @@ def _rounded(value):
     return value
 
 
-def _decode(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
+def decoded(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
     """`value`, out of JSON, as the annotated type `kind`. Raises RecordError naming the place."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _decode(inner, value, where)
+        return decoded(inner, value, where)
     if isinstance(kind, type) and is_dataclass(kind):
         _require(isinstance(value, dict), where, value, "an object")
         known = {field.name for field in fields(kind)}
         _require(set(value) == known, where, sorted(set(value) ^ known), "every field of the schema and no other")
         hints = typing.get_type_hints(kind)
-        return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+        return kind(**{name: decoded(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     if origin is tuple:
         _require(isinstance(value, list), where, value, "a list")
-        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        return tuple(decoded(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict:
         _require(isinstance(value, dict), where, value, "an object")
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: decoded(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float:
         _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, value, "a number")
         _require(math.isfinite(value), where, value, "a finite number")
@@ -241,7 +242,8 @@ def _check_row(row: Row, where: str) -> None:
 def _check_model_row(row: ModelRow, where: str) -> None:
     workload = row.workload
     _require(workload.level in LEVELS, f"{where}.workload.level", workload.level, "a known level")
-    _require(workload.phase in PHASES, f"{where}.workload.phase", workload.phase, "a known phase")
+    phases = (None,) if workload.level == "training" else PHASES
+    _require(workload.phase in phases, f"{where}.workload.phase", workload.phase, "a known phase, in training none")
     of_layer = workload.level == "layer"
     _require(of_layer == (workload.module is not None), f"{where}.workload.module", workload.module, "that of a layer")
     _check_timing(row, where)

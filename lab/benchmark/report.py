@@ -82,8 +82,10 @@ def not_recorded() -> list[str]:
 
 
 def all_records() -> list[tuple[str, Path]]:
-    """(experiment, path) of every published record."""
-    return [(path.parents[1].name, path) for path in sorted(records.experiments_folder().glob("*/results/*.json"))]
+    """(experiment, path) of every published record; experiments that train have records of their own
+    (`lab.benchmark.training_runs`)."""
+    paths = sorted(records.experiments_folder().glob("*/results/*.json"))
+    return [(path.parents[1].name, path) for path in paths if not (path.parents[1] / "train.yaml").exists()]
 
 
 def _html_text(text: str) -> str:

@@ -30,6 +30,7 @@ from lab.check.report import COMPILED, FAILED, PASSED, Report
 if TYPE_CHECKING:
     from lab.check.calculation import Calculation
 
+SCATTERED = 2.0  # times the sectors that its elements would fill may a load or store touch: neighbours may be unaligned
 SCRATCH = 0.1  # of the budget's bytes: what may be moved to and from memory that is neither argument nor output
 
 
@@ -48,6 +49,7 @@ class Kind(Enum):
     UNDEFINED = auto()  # NaN where a number is expected
     WRONG = auto()
     WIDE = auto()  # a load or store wider than the block given
+    SCATTERED = auto()  # a load or store that touches more sectors than it needs
     PROGRAMS = auto()  # other programs than asked for: their number, or what each of them does
     ORDER = auto()  # a program does what another one is said to do
     SCRATCH = auto()  # memory between two launches of another size or dtype than asked for, or with two writers
@@ -56,7 +58,9 @@ class Kind(Enum):
     SLOW = auto()  # a smaller fraction of the bandwidth, or of PyTorch's speed, than the budget asks for
 
 
-ON_REQUEST = frozenset({Kind.WIDE, Kind.PROGRAMS, Kind.ORDER, Kind.SCRATCH, Kind.NOT_SHARED, Kind.TRAFFIC, Kind.SLOW})
+ON_REQUEST = frozenset(
+    {Kind.WIDE, Kind.SCATTERED, Kind.PROGRAMS, Kind.ORDER, Kind.SCRATCH, Kind.NOT_SHARED, Kind.TRAFFIC, Kind.SLOW}
+)
 
 
 class Violation(NamedTuple):
@@ -299,6 +303,9 @@ class Examination:
         if "block" in case.parameters and watch.widest > case.parameters["block"]:
             widest = f"the widest load or store has {watch.widest} lanes"
             yield Violation(Kind.WIDE, f"{widest}; the block given has {case.parameters['block']:g}")
+        if watch.scattered > SCATTERED:
+            times = f"a load or store touches {watch.scattered:.3g} times the sectors that its elements would fill"
+            yield Violation(Kind.SCATTERED, f"{times}; {SCATTERED:g} times are allowed")
         if self.exercise.launched:
             yield from self.exercise.launched(run, watch)
         if (budget := self.exercise.budget) and case is budget.case and watch.regions:

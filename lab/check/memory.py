@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+SECTOR = 32  # bytes that device memory moves at a time
 GUARD = 4096  # elements before and after every tensor
 POISON = -1  # memory that nobody has written, read as an integer: in each floating dtype a NaN of its own kind
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
@@ -158,6 +159,7 @@ class Watch:
         self.accesses: list[Access] = []
         self.out_of_bounds: str | None = None
         self.widest = 0  # lanes of the widest load or store
+        self.scattered = 1.0  # the most that one of them touches of sectors, over as many as its elements would fill
         self._current: list[Region] = []
 
     def launched(self, function, arguments: dict[str, object], grid) -> None:
@@ -186,9 +188,13 @@ class Watch:
         self.widest = max(self.widest, pointers.size)
         addresses = np.unique(pointers[np.broadcast_to(mask, pointers.shape)]).astype(np.int64)
         for region in self._current:
-            index = (addresses - region.address) // region.tensor.element_size()
+            size = region.tensor.element_size()
+            index = (addresses - region.address) // size
             inside = (index >= 0) & (index < region.valid.size)
             inside[inside] = region.valid[index[inside]]
+            if inside.any():
+                sectors = np.unique((addresses[inside] - region.tensor.data_ptr()) // SECTOR).size
+                self.scattered = max(self.scattered, sectors * SECTOR / (inside.sum() * size))
             if verb != "writes":
                 region.reads[index[inside]] += 1
             if verb != "reads":

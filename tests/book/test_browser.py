@@ -30,6 +30,8 @@ READABLE = 4.5  # contrast of text with what is behind it: WCAG 2.2, 1.4.3
 PHRASES = {
     "add_an_operator": "three new files",
     "inference": "two questions to one model",
+    "execution": "compared to the letter",
+    "gpu": "how many sectors do its 32 addresses touch",
     "llm": "why is the norm first",
     "results": "every published record",
     "rmsnorm": "bulk copy engine",

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 
 import torch
+
+from lab.backends import registry
+
+MODEL_PEERS = ("liger",)  # those whose operators a model can run on
 
 
 class PeerAbsent(RuntimeError):
@@ -41,6 +46,18 @@ def peers(operator: str) -> dict[str, Peer]:
     """The peers that are known for `operator`, by name; empty if there are none."""
     name = f"{__name__}.{operator}"
     return importlib.import_module(name).PEERS if importlib.util.find_spec(name) else {}
+
+
+def as_backend(name: str, operators: Iterable[str]) -> AbstractContextManager[None]:
+    """A block inside which the peer is a backend, of those of the operators that it has; its rungs are called by its
+    version. Raises PeerAbsent."""
+    known = {op: peers(op)[name] for op in operators if name in peers(op)}
+    if not known:
+        raise PeerAbsent(f"{name} has none of {', '.join(sorted(operators))}")
+    loaded = {op: peer.load() for op, peer in known.items()}
+    return registry.registered(
+        name, {op: registry.Implementation(function=fn, rung=version) for op, (fn, version) in loaded.items()}
+    )
 
 
 def compiled(fn: Callable) -> Callable:
