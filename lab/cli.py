@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--module", help="self_attn, post_attention_layernorm or mlp (default: each of them)")
     model.add_argument("--phase", choices=["prefill", "decode"], help="default: both")
     model.add_argument("--batch", type=int, metavar="N", help="sequences (default: 1)")
-    model.add_argument("--tokens", type=int, metavar="N", help="of a prompt, or in the cache (default: 2048 or fewer)")
+    model.add_argument("--tokens", type=int, metavar="N", help="of each, or in the cache (default: 2048 or fewer)")
     model.add_argument("--compile", action="store_true", help="time it under torch.compile too")
     bench.set_defaults(command=_bench)
 

@@ -264,6 +264,7 @@ CONFIG = {
     "backends": ["torch", SWAPPED, "torch,add_rmsnorm=fake:wrong", "torch,swiglu=fake", "torch,linear=fake"],
     "compile": [False, True],
 }
+FEW = CONFIG | {"samples": {"min": 2, "max": 2}}
 US = 5000.0
 
 
@@ -741,7 +742,7 @@ def test_both_passes_of_what_was_chosen_ran(compile, compile_with):
 
 def test_a_record_of_training(ladders, tmp_path):
     ladders("fake", {"linear": wrong("linear", WRONG["linear"])})
-    raw = CONFIG | {"models": {"tiny": [STEP]}, "backends": ["torch", SWAPPED, "torch,linear=fake"]}
+    raw = FEW | {"models": {"tiny": [STEP]}, "backends": ["torch", SWAPPED, "torch,linear=fake"]}
     record = experiments.run(config.parse("fake", raw), instruments(), progress=False)
     record.write(tmp_path / "r.json")
     assert records.read(tmp_path / "r.json").models[0].workload == record.models[0].workload
@@ -774,7 +775,7 @@ def test_the_backward_pass_is_in_a_steps_fingerprint(monkeypatch):
 def test_a_peers_operators(package, version, monkeypatch):
     peer = peers.Peer(package, lambda: lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], weight, eps))
     monkeypatch.setattr(peers, "peers", lambda op: {"liger": peer} if op == "rmsnorm" else {})
-    raw = CONFIG | {"models": {"tiny": [STEP, ENTRY]}, "backends": ["torch", "liger"]}
+    raw = FEW | {"models": {"tiny": [STEP, ENTRY]}, "backends": ["torch", "liger"]}
     record = experiments.run(config.parse("fake", raw), instruments(), progress=False)
     for part in ("training", "model"):
         for how in ("eager", "compiled"):
