@@ -998,6 +998,25 @@ def test_what_bench_measures_unless_told_otherwise(bench, argv, told):
 
 
 @pytest.mark.parametrize(
+    "argv, told, backends, compile",
+    [
+        ([], "tiny training 1x255 bfloat16", ("torch", "auto"), (False,)),
+        (["--tokens", "256", "--peers"], "tiny training 1x256 bfloat16", ("torch", "auto", "liger"), (False,)),
+        (
+            ["--backend", "torch", "--compile", "--batch", "4"],
+            "tiny training 4x255 bfloat16",
+            ("torch",),
+            (False, True),
+        ),
+    ],
+)
+def test_what_bench_measures_of_training(bench, argv, told, backends, compile):
+    _, experiment = bench("--level", "training", "--model", "tiny", *argv)
+    assert [str(each) for each in experiment.models] == [told]
+    assert (experiment.backends, experiment.compile) == (backends, compile)
+
+
+@pytest.mark.parametrize(
     "argv, message",
     [
         (["--level", "model"], "lab bench: --model is missing; expected one of llama3-8b, "),
