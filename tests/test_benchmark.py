@@ -604,7 +604,7 @@ def test_of_a_rung_without_passes_the_module_of_its_function_counts():
 @pytest.mark.parametrize("name", config.names())
 def test_the_experiments_of_this_repository_are_valid(name):
     experiment = config.load(name)
-    assert experiment.workloads or experiment.models
+    assert experiment.workloads or experiment.models or experiment.traps
 
 
 def changed(**changes):

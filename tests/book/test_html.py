@@ -90,7 +90,9 @@ def test_the_introduction_shows_a_ladder_out_of_its_record(html):
     record = records.published("rmsnorm")
     naive = record.select("rmsnorm", "both", (65536, 4096), "triton:naive")[0]
     introduction = pages(html)["book/intro.html"]
-    assert f"triton:naive {naive.timing.median_us:.0f}" in re.search(r'role="img" aria-label="([^"]*)"', introduction)[1]
+    assert (
+        f"triton:naive {naive.timing.median_us:.0f}" in re.search(r'role="img" aria-label="([^"]*)"', introduction)[1]
+    )
     assert record.environment.gpu in re.sub("<[^>]*>", "", introduction)
 
 
