@@ -19,8 +19,8 @@
 Of the implementations, "triton:*" is every rung, "triton" the best, and "triton:naive" that one. Each of the backends
 is a choice string (`lab.backends.registry`), or a peer's name (`lab.benchmark.peers.MODEL_PEERS`), run without
 torch.compile (false), with it (true) or both ways. Phase and tokens are as in `lab.benchmark.models.ModelWorkload`.
-Traps are ways to measure (`lab.benchmark.traps`), each of which takes `max` samples. Operators may be absent, or models,
-with the two keys after them, or traps.
+Traps are ways to measure (`lab.benchmark.traps`), each of which takes `max` samples. Operators may be absent, or
+models, with the two keys after them, or traps.
 """
 
 from __future__ import annotations
