@@ -374,7 +374,7 @@ def _without_gpu(bench: list[Experiment]) -> int:
 
 
 def _print_record(record: Record) -> None:
-    from lab.benchmark.tables import ladder_table, model_table
+    from lab.benchmark.tables import ladder_table, model_table, trap_table
 
     c = record.ceilings
     product = f"{c.matmul_dtype} product {c.matmul_tflops:.0f} TFLOP/s"
@@ -385,6 +385,9 @@ def _print_record(record: Record) -> None:
     for workload in record.model_workloads():
         print()
         print(model_table(record, workload).text())
+    for trap in record.traps:
+        print()
+        print(trap_table(trap).text())
     for row in record.all_rows:
         if row.error:
             _wrapped(f"not timed: {row}: ", row.error, "")

@@ -580,7 +580,10 @@ def without(raw, *keys):
 @pytest.mark.parametrize(
     "raw, message",
     [
-        (without(CONFIG, "models", "backends", "compile"), "^config.operators is missing, and so is config.models"),
+        (
+            without(CONFIG, "models", "backends", "compile"),
+            "^config.operators, config.models and config.traps are missing",
+        ),
         (without(CONFIG, "backends"), "^config.backends is missing"),
         (without(CONFIG, "compile"), "^config.compile is missing"),
         (without(CONFIG, "models"), "^config.models is missing"),

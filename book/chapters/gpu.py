@@ -74,7 +74,7 @@ show(
 #
 # ## Four kinds of memory
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 registers = 4 * multiprocessor.REGISTERS
 show(
     Table(
@@ -89,10 +89,10 @@ show(
 )
 
 # %% [markdown]
-# From top to bottom each is larger, farther away and slower than the one before. There is more storage in registers
-# than in shared memory, which surprises those who know CPUs: it is where a kernel keeps what it works on.
-# [Shared memory](../glossary.md#shared-memory) shares its storage with the L1 cache. And all of them are made for being
-# asked for much at a time: the next sections say what *much* means.
+# From top to bottom each is farther away and slower than the one before, and more threads see it. Registers hold more than
+# shared memory, which surprises those who know CPUs: they are where a kernel keeps what it works on.
+# [Shared memory](../glossary.md#shared-memory) has its storage together with the L1 cache. And all of them are made for
+# being asked for much at a time: the next sections say what *much* means.
 #
 # ## The smallest kernel
 #
@@ -163,7 +163,7 @@ print("compiles for", ", ".join(arch for arch, gpu in ARCHITECTURES.items() if c
 # **What does the warp mean for an `if`?** Its 32 threads share one instruction. Where they disagree, the warp goes
 # through both sides, one after the other, with the threads that do not take part switched off.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(
     Folded(
         "Question: 256 threads, half of them do A, the others B. With `threadIdx.x % 2`, or with `threadIdx.x < 128`?",
@@ -231,7 +231,7 @@ show(Table([f"transpose {M}x{N}, bfloat16", "MiB"], [[term, f"{count / 2**20:.0f
 # %% [markdown]
 # The naive kernel reads along a row. In Triton, and in CUDA C++:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(code(triton_transpose._transpose_rows), cuda_code(cuda_transpose.SOURCE, "// naive", "// tiled"))
 
 # %% [markdown]
@@ -271,7 +271,7 @@ show(Table(["a warp of the naive kernel", "sectors read", "sectors written", "ti
 # Then each takes from there an element that another thread has read, so that a warp holds what belongs side by side in
 # `y`.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(cuda_code(cuda_transpose.SOURCE, "// tiled", "// vectorized"))
 
 # %% [markdown]
@@ -325,7 +325,7 @@ show(Table(["passes of a warp", "along a row", "down a column"], rows))
 # that the two want the elements in different threads is for the compiler to see, and the detour through shared memory
 # and its layout without bank conflicts are its business:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(code(triton_transpose._transpose_tiles), ladder_of("transpose", "triton"))
 
 # %% [markdown]
@@ -344,7 +344,7 @@ for rung in ("triton:rows", "triton:tiles"):
 # scheduler. The last rung asks for 16 bytes a thread. **Prediction:** 512 bytes and 16 sectors for each load of a warp,
 # all of them wanted, so an eighth of the loads. And it asks for two such pieces before it waits for the first.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(cuda_code(cuda_transpose.SOURCE, "// vectorized"), ladder_of("transpose", "cuda"))
 
 # %% tags=["hide-input"]
@@ -374,7 +374,7 @@ show(
 # would be bytes [spilled](../glossary.md#spill), to memory, for want of registers. (bfloat16; on sm_75, which lacks it,
 # float16.)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 forward = [row for row in compiled.rows if row.direction == "forward"]
 show(
     f"With {', '.join(f'{name} {version}' for name, version in compiled.compilers.items())}:",
@@ -392,7 +392,7 @@ show(
 # not reached its number of blocks. What runs out first decides. The warps that are on it, of the most that it can hold, are
 # the kernel's [occupancy](../glossary.md#occupancy). For an H100:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(
     Table(
         ["a multiprocessor of an H100 holds", "at most"],
@@ -406,7 +406,7 @@ show(
     multiprocessor.occupancy_table([row for row in forward if row.arch == "sm_90"]),
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 best = next(row for row in forward if row.arch == "sm_90" and row.implementation == "cuda:vectorized")
 blocks = -(-M // 64) * -(-N // 64)
 at_once = occupancy_of(best).blocks * here.multiprocessors
