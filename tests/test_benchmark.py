@@ -377,6 +377,13 @@ def test_compiled_peers_run_backward_again_and_again():
         candidates.Expected(inputs).check(call())
 
 
+@pytest.mark.parametrize("op", [op for op in registry.operators() if "torch eager" in peers(op)])
+def test_pytorchs_own_peer_computes_the_operator(op):
+    workload = candidates.Workload(op, next(iter(registry.operator(op).tiny_shapes), (3, 7)), "float32", "both")
+    inputs = candidates.Inputs(workload, torch.device("cpu"), 0)
+    candidates.Expected(inputs).check(inputs.call_of_peer(peers(op)["torch eager"].make())())
+
+
 def test_a_peer_that_is_absent_or_broken_says_so():
     def broken():
         raise AttributeError("no such thing")
