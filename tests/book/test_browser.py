@@ -29,7 +29,7 @@ READABLE = 4.5  # contrast of text with what is behind it: WCAG 2.2, 1.4.3
 # For each chapter a phrase of its own, by which a reader would look for it.
 PHRASES = {
     "add_an_operator": "three new files",
-    "gpu": "how many sectors do its 32 addresses touch",
+    "gpu": "the plain tile meets two banks",
     "llm": "why is the norm first",
     "rmsnorm": "bulk copy engine",
     "roofline": "both axes logarithmic",
