@@ -167,7 +167,7 @@ def occupancy_table(rows: Sequence[Resources]) -> Table:
                 held.bound,
             ]
         )
-    header = ["threads", "registers", "KiB shared", "blocks", "warps", "% of all warps", "no more, for want of"]
+    header = ["threads", "registers", "KiB shared", "blocks", "warps", "% of all warps", "limited by"]
     return Table(["rung", *header], lines)
 
 
