@@ -422,7 +422,7 @@ show(
     ),
     Folded(
         "Question: and if a kernel took 255 registers a thread, with 256 threads a block?",
-        (f"Then {greedy.blocks} block would fit, {greedy.warps} warps, {100 * greedy.fraction:.0f}% of all, for want of {greedy.bound}.",),
+        (f"Then {greedy.blocks} block would fit, {greedy.warps} warps, {100 * greedy.fraction:.3g}% of all, for want of {greedy.bound}.",),
     ),
 )
 

@@ -163,7 +163,7 @@ def occupancy_table(rows: Sequence[Resources]) -> Table:
                 f"{row.shared / 1024:.1f}",
                 f"{held.blocks}",
                 f"{held.warps}",
-                f"{100 * held.fraction:.0f}",
+                f"{100 * held.fraction:.3g}",
                 held.bound,
             ]
         )
