@@ -126,6 +126,14 @@ def ways(name, gpu=None):
     return found
 
 
+def test_what_was_queued_before_is_not_timed(cool):
+    gpu = GPU()
+    gpu.run(LARGE_US)
+    assert gpu.tools().until_done(lambda: gpu.run(TINY_US)) == pytest.approx(LAUNCH_US + TINY_US)
+    assert gpu.tools().until_returned(lambda: gpu.run(LARGE_US)) == pytest.approx(LAUNCH_US)
+    assert gpu.host >= gpu.free  # nor is anything left for the next one to wait for
+
+
 def test_the_first_call_compiles(cool):
     first, after = ways("first_call")
     assert first.us == pytest.approx(COMPILE_US + LAUNCH_US + TINY_US) and len(first.samples_us) == 1
@@ -170,8 +178,9 @@ def test_one_sample_moves_the_mean_and_not_the_median(cool):
 
 def test_zeros_are_faster_and_need_less_power():
     nothing, numbers = ways("zeros")
-    assert numbers.us == pytest.approx(PRODUCT_US * SLOWEST)  # once it is warm
+    assert numbers.us == pytest.approx(PRODUCT_US * SLOWEST)
     assert nothing.us == pytest.approx(0.9 * PRODUCT_US * SLOWEST)
+    assert min(nothing.samples_us) == pytest.approx(nothing.us)  # those before the clock had fallen are left out
     assert set(nothing.power_w) == {400.0} and set(numbers.power_w) == {700.0}
     assert len(numbers.sm_clock_mhz) == len(numbers.power_w) > 5
     assert (nothing.right, numbers.right) == (False, True)

@@ -139,7 +139,9 @@ __global__ void add(const float* x, const float* y, float* z, long long n) {
 if device.type == "cuda":
     cuda.launch(ADD, "add", 4, 256, x, y, z.zero_(), 1000)  # 4 blocks of 256 threads
     assert torch.equal(z, x + y)
-print("compiles for", ", ".join(arch for arch, gpu in ARCHITECTURES.items() if cuda.compile_cubin(ADD, ("add",), cuda.target(gpu.capability))))
+for gpu in ARCHITECTURES.values():
+    cuda.compile_cubin(ADD, ("add",), cuda.target(gpu.capability))
+print("compiles for", ", ".join(ARCHITECTURES))
 
 # %% [markdown]
 # The same four parts of 256, the same mask as an `if`. What is different is who decides which thread does what: here
@@ -162,19 +164,15 @@ print("compiles for", ", ".join(arch for arch, gpu in ARCHITECTURES.items() if c
 #
 # **What does the warp mean for an `if`?** Its 32 threads share one instruction. Where they disagree, the warp goes
 # through both sides, one after the other, with the threads that do not take part switched off.
-
-# %% tags=["remove-input"]
-show(
-    Folded(
-        "Question: 256 threads, half of them do A, the others B. With `threadIdx.x % 2`, or with `threadIdx.x < 128`?",
-        (
-            "The second. With `% 2` every warp has both kinds, and all eight go through A and through B. With `< 128` "
-            "four warps do A and four do B, and none does both.",
-        ),
-    )
-)
-
-# %% [markdown]
+#
+# <details><summary>Question: of 256 threads half do A, the others B. Which is better, <code>threadIdx.x % 2</code> or
+# <code>threadIdx.x &lt; 128</code>?</summary>
+#
+# The second. With `% 2` every warp has both kinds, and all eight go through A and through B. With `< 128` four warps do A
+# and four do B, and none does both.
+#
+# </details>
+#
 # ## What a warp asks of memory
 #
 # One load of a warp has 32 addresses. Memory is not read by the byte, but in [sectors](../glossary.md#sector) of 32
@@ -280,8 +278,8 @@ show(cuda_code(cuda_transpose.SOURCE, "// tiled", "// vectorized"))
 #
 # <details><summary>Question: what happens without the barrier?</summary>
 #
-# A fast warp reads elements of the tile that a slow one has not written yet. Often it goes well: this is a race, and
-# Triton's interpreter or a lucky run will not show it. In Triton the compiler puts the barriers where they belong.
+# A fast warp reads elements of the tile that a slow one has not written yet. Often it goes well: this is a race, and a
+# lucky run does not show it; NVIDIA's compute-sanitizer does. In Triton the compiler puts the barriers where they belong.
 #
 # </details>
 #
@@ -376,6 +374,7 @@ show(
 
 # %% tags=["remove-input"]
 forward = [row for row in compiled.rows if row.direction == "forward"]
+assert not any(row.spilled for row in forward) and all(row.shared for row in forward if row.implementation == "triton:rows")
 show(
     f"With {', '.join(f'{name} {version}' for name, version in compiled.compilers.items())}:",
     resources.table(forward),
@@ -422,7 +421,7 @@ show(
     ),
     Folded(
         "Question: and if a kernel took 255 registers a thread, with 256 threads a block?",
-        (f"Then {greedy.blocks} block would fit, {greedy.warps} warps, {100 * greedy.fraction:.0f}% of all, for want of {greedy.bound}.",),
+        (f"Then {greedy.blocks} block would fit, {greedy.warps} warps, {100 * greedy.fraction:.3g}% of all, for want of {greedy.bound}.",),
     ),
 )
 

@@ -67,8 +67,9 @@ class Sensors(NamedTuple):
 @dataclass(frozen=True)
 class Tools:
     """now: seconds on the host's clock. synchronize: waits for the GPU. event: a new one. hide: keeps the GPU busy, and
-    leaves caches alone, while the CPU launches what comes next. clear: evicts L2. capture(fn, calls): what replays that
-    many calls as one CUDA graph. sensors: None where there are none. idle: lets that many seconds pass."""
+    leaves caches alone, while the CPU launches what comes next. clear: evicts L2, which hides a launch too.
+    capture(fn, calls): what replays that many calls as one CUDA graph. sensors: None where there are none. idle: lets
+    that many seconds pass."""
 
     now: Callable[[], float]
     synchronize: Callable[[], None]
@@ -89,7 +90,6 @@ class Tools:
 
     def until_returned(self, fn: Call) -> float:
         """By the host's clock, until the call returns; the GPU may not even have begun."""
-        self.synchronize()
         began = self.now()
         fn()
         took = self.now() - began
@@ -153,11 +153,9 @@ def warm_cache(tools: Tools, works: Works, count: int) -> tuple[Way, ...]:
         _warm(fn, tools)
         samples: dict[str, list[float]] = {"warm": [], "cold": []}
         for _ in range(count):
-            fn()  # else the other way's clear would be the one before
-            tools.hide()
+            tools.hide()  # the sample before has left what it moved in L2
             samples["warm"].append(tools.between_events(fn))
             tools.clear()
-            tools.hide()
             samples["cold"].append(tools.between_events(fn))
         ways += [
             _median(f"{name}, warm L2", False, samples["warm"]),
@@ -192,7 +190,6 @@ def mean(tools: Tools, works: Works, count: int) -> tuple[Way, ...]:
     samples = []
     for index in range(10):
         tools.clear()
-        tools.hide()
         samples.append(tools.between_events(disturbed if index == 5 else works.small))
     return Way("mean of ten", False, statistics.fmean(samples), tuple(samples)), _median("median of ten", True, samples)
 
@@ -201,7 +198,6 @@ def zeros(tools: Tools, works: Works, count: int) -> tuple[Way, ...]:
     """Multiplying zeros flips fewer bits: less power, and a clock that need not fall."""
     ways = []
     for label, right, fn in (("zeros", False, works.zeros), ("random numbers", True, works.random)):
-        tools.idle(IDLE_S)
         _warm(fn, tools)
         calls = max(count, round(BUSY_US / tools.between_events(fn)))
         events = [tools.event() for _ in range(calls + 1)]
@@ -216,7 +212,7 @@ def zeros(tools: Tools, works: Works, count: int) -> tuple[Way, ...]:
             readings.append(reading)
         events[-1].synchronize()
         samples = [start.elapsed_time(end) * 1e3 for start, end in pairwise(events)]
-        steady = samples[len(samples) // 2 :]
+        steady = samples[len(samples) // 2 :]  # power and clock have settled
         ways.append(
             Way(
                 label,

@@ -30,7 +30,7 @@ READABLE = 4.5  # contrast of text with what is behind it: WCAG 2.2, 1.4.3
 PHRASES = {
     "add_an_operator": "three new files",
     "execution": "compared to the letter",
-    "gpu": "how many sectors do its 32 addresses touch",
+    "gpu": "the plain tile meets two banks",
     "llm": "why is the norm first",
     "results": "every published record",
     "rmsnorm": "bulk copy engine",
