@@ -156,16 +156,23 @@ def as_json(record: Record) -> str:
     return json.dumps(rounded(asdict(record)), indent=1) + "\n"
 
 
-def read(path: Path) -> Record:
-    """The record in a JSON file. Raises RecordError if the file is not a valid record of this schema, OSError if it
-    cannot be read."""
+def raw_record(path: Path, schema: int) -> dict:
+    """What a JSON file holds, of that schema. Raises RecordError if it is no JSON or of another, OSError if it cannot
+    be read."""
     try:
         raw = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise RecordError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        raise RecordError(f"{path}: schema is {schema!r}; expected {SCHEMA}")
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != schema:
+        raise RecordError(f"{path}: schema is {found!r}; expected {schema}")
+    return raw
+
+
+def read(path: Path) -> Record:
+    """The record in a JSON file. Raises RecordError if the file is not a valid record of this schema, OSError if it
+    cannot be read."""
+    raw = raw_record(path, SCHEMA)
     try:
         record = decoded(Record, {"traps": [], **raw}, "record")  # those before there were traps do not say so
         for index, row in enumerate(record.rows):
