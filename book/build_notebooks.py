@@ -67,6 +67,8 @@ def problems(chapters: Path = CHAPTERS, notebooks: Path = NOTEBOOKS, execution: 
                 found.append(f"{name}: cell {number} has not been executed")
             if {"image/png", "image/jpeg"} & {kind for output in cell.outputs for kind in output.get("data", {})}:
                 found.append(f"{name}: cell {number} shows a bitmap; show an SVG")
+            if any(output.get("name") == "stderr" for output in cell.outputs):
+                found.append(f"{name}: cell {number} warns")
     return found
 
 

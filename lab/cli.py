@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--module", help="self_attn, post_attention_layernorm or mlp (default: each of them)")
     model.add_argument("--phase", choices=["prefill", "decode"], help="default: both")
     model.add_argument("--batch", type=int, metavar="N", help="sequences (default: 1)")
-    model.add_argument("--tokens", type=int, metavar="N", help="of a prompt, or in the cache (default: 2048 or fewer)")
+    model.add_argument("--tokens", type=int, metavar="N", help="of each, or in the cache (default: 2048 or fewer)")
     model.add_argument("--compile", action="store_true", help="time it under torch.compile too")
     bench.set_defaults(command=_bench)
 
@@ -374,7 +374,7 @@ def _without_gpu(bench: list[Experiment]) -> int:
 
 
 def _print_record(record: Record) -> None:
-    from lab.benchmark.tables import ladder_table, model_table
+    from lab.benchmark.tables import ladder_table, model_table, trap_table
 
     c = record.ceilings
     product = f"{c.matmul_dtype} product {c.matmul_tflops:.0f} TFLOP/s"
@@ -385,6 +385,9 @@ def _print_record(record: Record) -> None:
     for workload in record.model_workloads():
         print()
         print(model_table(record, workload).text())
+    for trap in record.traps:
+        print()
+        print(trap_table(trap).text())
     for row in record.all_rows:
         if row.error:
             _wrapped(f"not timed: {row}: ", row.error, "")

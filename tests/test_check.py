@@ -296,6 +296,8 @@ def test_report_points_at_the_access_out_of_bounds(tmp_path):
             "atomics, and memory that nobody uses",
             "two programs of a launch write to the same element of the sums' memory",
         ),
+        ("linear.split_k", "a launch for each part", "1, 1, 1, 1 programs were launched; expected 4"),
+        ("linear.dw", "loads dy again for db", "dy is read 4 times; the budget says 2"),
         ("linear.dw", "db stored by every column of tiles", "db is written 2 times; the budget says 1"),
         (
             "linear.tile_cuda",
@@ -445,6 +447,12 @@ def test_progress_is_listed_by_chapter(folder, capfd):
     assert re.search(r'^  FAILED      roofline.floor_us .*\n +at "operations too"$', second, re.M)
     assert re.search(r"^  unanswered  roofline.bound ", second, re.M)
     assert str(check()) in second  # and so it reads in a notebook
+
+
+def test_every_exercise_is_unanswered_at_first(folder):
+    for path in (ROOT / "exercises").glob("*.py"):
+        (folder / path.name).write_text(path.read_text())
+    assert set(check().verdicts.values()) == {progress.UNANSWERED}
 
 
 @pytest.mark.cpu

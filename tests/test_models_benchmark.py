@@ -264,6 +264,7 @@ CONFIG = {
     "backends": ["torch", SWAPPED, "torch,add_rmsnorm=fake:wrong", "torch,swiglu=fake", "torch,linear=fake"],
     "compile": [False, True],
 }
+FEW = CONFIG | {"samples": {"min": 2, "max": 2}}
 US = 5000.0
 
 
@@ -579,7 +580,10 @@ def without(raw, *keys):
 @pytest.mark.parametrize(
     "raw, message",
     [
-        (without(CONFIG, "models", "backends", "compile"), "^config.operators is missing, and so is config.models"),
+        (
+            without(CONFIG, "models", "backends", "compile"),
+            "^config.operators, config.models and config.traps are missing",
+        ),
         (without(CONFIG, "backends"), "^config.backends is missing"),
         (without(CONFIG, "compile"), "^config.compile is missing"),
         (without(CONFIG, "models"), "^config.models is missing"),
@@ -645,9 +649,9 @@ def test_the_experiments_about_models(name):
     experiment = config.load(name)
     assert "torch" in experiment.backends and False in experiment.compile
     called = {call.operator for workload in experiment.models for call in workload.calls}
-    for choice in experiment.backends:
+    for choice in set(experiment.backends) - set(peers.MODEL_PEERS):
         assert set(registry.parse_choice(choice)) - {""} <= called
-    assert {workload.model for workload in experiment.models} == {"llama3.2-1b", "llama3-8b-4-layers"}
+    assert {workload.model for workload in experiment.models} <= {"llama3.2-1b", "llama3-8b-4-layers"}
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -719,9 +723,9 @@ def test_a_candidate_that_breaks_down_leaves_the_others_alone(ladders, dtype):
             raise RuntimeError("too many resources requested for launch")
 
     ladders("fake", {"swiglu": wrong("swiglu", Raises.apply), "linear": wrong("linear", lambda y: math.nan * y)})
-    choices = ["torch,swiglu=fake", "torch,linear=fake", "torch"]
+    choices = ["torch,linear=fake", "torch,swiglu=fake", "torch"]
     raw = CONFIG | {"models": {"tiny": [STEP | {"dtype": dtype}]}, "backends": choices, "compile": [False]}
-    raises, spoils, right = experiments.run(config.parse("fake", raw), instruments(), progress=False).models
+    spoils, raises, right = experiments.run(config.parse("fake", raw), instruments(), progress=False).models
     assert raises.error == "RuntimeError: too many resources requested for launch" and right.error is None
     assert re.fullmatch("WrongResult: the gradient of .* is missing or not finite", spoils.error)
 
@@ -741,7 +745,7 @@ def test_both_passes_of_what_was_chosen_ran(compile, compile_with):
 
 def test_a_record_of_training(ladders, tmp_path):
     ladders("fake", {"linear": wrong("linear", WRONG["linear"])})
-    raw = CONFIG | {"models": {"tiny": [STEP]}, "backends": ["torch", SWAPPED, "torch,linear=fake"]}
+    raw = FEW | {"models": {"tiny": [STEP]}, "backends": ["torch", SWAPPED, "torch,linear=fake"]}
     record = experiments.run(config.parse("fake", raw), instruments(), progress=False)
     record.write(tmp_path / "r.json")
     assert records.read(tmp_path / "r.json").models[0].workload == record.models[0].workload
@@ -773,8 +777,8 @@ def test_the_backward_pass_is_in_a_steps_fingerprint(monkeypatch):
 @pytest.mark.parametrize("package, version", [("torch", metadata.version("torch")), ("no-such-package", None)])
 def test_a_peers_operators(package, version, monkeypatch):
     peer = peers.Peer(package, lambda: lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], weight, eps))
-    monkeypatch.setattr(peers, "peers", lambda op: {"liger": peer} if op == "rmsnorm" else {})
-    raw = CONFIG | {"models": {"tiny": [STEP, ENTRY]}, "backends": ["torch", "liger"]}
+    monkeypatch.setattr(peers, "peers_in_a_model", lambda op: {"liger": peer} if op == "rmsnorm" else {})
+    raw = FEW | {"models": {"tiny": [STEP, ENTRY]}, "backends": ["torch", "liger"]}
     record = experiments.run(config.parse("fake", raw), instruments(), progress=False)
     for part in ("training", "model"):
         for how in ("eager", "compiled"):
@@ -788,8 +792,14 @@ def test_a_peers_operators(package, version, monkeypatch):
     assert record.stale() == [] and "liger" not in registry.backends()
 
 
+def test_a_peer_that_writes_over_its_inputs_runs_in_models_alone():
+    for op in ("swiglu", "rope", "cross_entropy"):
+        assert "liger" in peers.peers_in_a_model(op) and "liger" not in peers.peers(op)
+    assert peers.peers_in_a_model("rmsnorm") == peers.peers("rmsnorm") and peers.peers_in_a_model("no_such") == {}
+
+
 def test_a_peer_that_has_nothing_to_give(monkeypatch):
-    monkeypatch.setattr(peers, "peers", lambda op: {})
+    monkeypatch.setattr(peers, "peers_in_a_model", lambda op: {})
     raw = CONFIG | {"models": {"tiny": [STEP]}, "backends": ["liger"], "compile": [False]}
     (row,) = experiments.run(config.parse("fake", raw), instruments(), progress=False).models
     assert row.error.startswith("absent: liger has none of add_rmsnorm, attention, cross_entropy, ")
@@ -994,6 +1004,25 @@ def test_what_bench_measures_unless_told_otherwise(bench, argv, told):
     assert [str(each) for each in experiment.models] == [each.format(phase) for each in told for phase in PHASES]
     assert (experiment.backends, experiment.compile) == (("torch", "auto"), (False,))
     assert experiment.max_samples == (10 if "--smoke" in argv else 60)
+
+
+@pytest.mark.parametrize(
+    "argv, told, backends, compile",
+    [
+        ([], "tiny training 1x255 bfloat16", ("torch", "auto"), (False,)),
+        (["--tokens", "256", "--peers"], "tiny training 1x256 bfloat16", ("torch", "auto", "liger"), (False,)),
+        (
+            ["--backend", "torch", "--compile", "--batch", "4"],
+            "tiny training 4x255 bfloat16",
+            ("torch",),
+            (False, True),
+        ),
+    ],
+)
+def test_what_bench_measures_of_training(bench, argv, told, backends, compile):
+    _, experiment = bench("--level", "training", "--model", "tiny", *argv)
+    assert [str(each) for each in experiment.models] == [told]
+    assert (experiment.backends, experiment.compile) == (backends, compile)
 
 
 @pytest.mark.parametrize(

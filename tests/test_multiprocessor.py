@@ -100,7 +100,7 @@ def test_what_the_system_takes_counts_once(arch, shared, blocks):
 
 def test_the_table_says_what_binds():
     line = multiprocessor.occupancy_table([row("sm_90", 51200)]).rows[0]
-    assert line == ["cuda:tiled", "32", "32", "50.0", "4", "4", "6", "shared memory"]
+    assert line == ["cuda:tiled", "32", "32", "50.0", "4", "4", "6.25", "shared memory"]
 
 
 def test_the_figure_draws_what_is_touched():

@@ -448,6 +448,12 @@ def test_another_config_cannot_resume(tmp_path, changes, message):
     assert entries(tmp_path) == before
 
 
+def test_a_key_that_is_gone_cannot_resume(tmp_path):
+    training.train(config(model__tie_word_embeddings=True), tmp_path)
+    with pytest.raises(ConfigError, match=r"model.tie_word_embeddings is None; expected True, with which"):
+        training.train(config(), tmp_path, resume=True)
+
+
 def test_another_text_cannot_resume(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("abc " * 300)

@@ -11,7 +11,7 @@ from test_training import RAW, changed
 from lab import cli, datasets
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.benchmark import report, training_runs
+from lab.benchmark import records, report, training_runs
 from lab.benchmark.experiments import Instruments
 from lab.benchmark.records import RecordError, experiments_folder
 from lab.config import ConfigError
@@ -109,6 +109,8 @@ def test_a_single_run_gives_its_model(house, capsys, monkeypatch):
     weights = house / "models" / "one" / "model.safetensors"
     assert weights.read_bytes() == (house / "out" / "model" / "model.safetensors").read_bytes()
     assert (house / "experiments" / "one" / "results" / "nvidia-fake-80gb.json").exists()
+    monkeypatch.setattr(records, "experiments_folder", lambda: house / "experiments")
+    assert report.all_records() == []  # which `lab report` could not read
 
 
 def test_when_no_run_ends_nothing_is_written(house, fake):

@@ -74,7 +74,7 @@ show(
 #
 # ## Four kinds of memory
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 registers = 4 * multiprocessor.REGISTERS
 show(
     Table(
@@ -89,10 +89,10 @@ show(
 )
 
 # %% [markdown]
-# From top to bottom each is larger, farther away and slower than the one before. There is more storage in registers
-# than in shared memory, which surprises those who know CPUs: it is where a kernel keeps what it works on.
-# [Shared memory](../glossary.md#shared-memory) shares its storage with the L1 cache. And all of them are made for being
-# asked for much at a time: the next sections say what *much* means.
+# From top to bottom each is farther away and slower than the one before, and more threads see it. Registers hold more than
+# shared memory, which surprises those who know CPUs: they are where a kernel keeps what it works on.
+# [Shared memory](../glossary.md#shared-memory) has its storage together with the L1 cache. And all of them are made for
+# being asked for much at a time: the next sections say what *much* means.
 #
 # ## The smallest kernel
 #
@@ -139,7 +139,9 @@ __global__ void add(const float* x, const float* y, float* z, long long n) {
 if device.type == "cuda":
     cuda.launch(ADD, "add", 4, 256, x, y, z.zero_(), 1000)  # 4 blocks of 256 threads
     assert torch.equal(z, x + y)
-print("compiles for", ", ".join(arch for arch, gpu in ARCHITECTURES.items() if cuda.compile_cubin(ADD, ("add",), cuda.target(gpu.capability))))
+for gpu in ARCHITECTURES.values():
+    cuda.compile_cubin(ADD, ("add",), cuda.target(gpu.capability))
+print("compiles for", ", ".join(ARCHITECTURES))
 
 # %% [markdown]
 # The same four parts of 256, the same mask as an `if`. What is different is who decides which thread does what: here
@@ -162,19 +164,15 @@ print("compiles for", ", ".join(arch for arch, gpu in ARCHITECTURES.items() if c
 #
 # **What does the warp mean for an `if`?** Its 32 threads share one instruction. Where they disagree, the warp goes
 # through both sides, one after the other, with the threads that do not take part switched off.
-
-# %% tags=["hide-input"]
-show(
-    Folded(
-        "Question: 256 threads, half of them do A, the others B. With `threadIdx.x % 2`, or with `threadIdx.x < 128`?",
-        (
-            "The second. With `% 2` every warp has both kinds, and all eight go through A and through B. With `< 128` "
-            "four warps do A and four do B, and none does both.",
-        ),
-    )
-)
-
-# %% [markdown]
+#
+# <details><summary>Question: of 256 threads half do A, the others B. Which is better, <code>threadIdx.x % 2</code> or
+# <code>threadIdx.x &lt; 128</code>?</summary>
+#
+# The second. With `% 2` every warp has both kinds, and all eight go through A and through B. With `< 128` four warps do A
+# and four do B, and none does both.
+#
+# </details>
+#
 # ## What a warp asks of memory
 #
 # One load of a warp has 32 addresses. Memory is not read by the byte, but in [sectors](../glossary.md#sector) of 32
@@ -231,7 +229,7 @@ show(Table([f"transpose {M}x{N}, bfloat16", "MiB"], [[term, f"{count / 2**20:.0f
 # %% [markdown]
 # The naive kernel reads along a row. In Triton, and in CUDA C++:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(code(triton_transpose._transpose_rows), cuda_code(cuda_transpose.SOURCE, "// naive", "// tiled"))
 
 # %% [markdown]
@@ -271,7 +269,7 @@ show(Table(["a warp of the naive kernel", "sectors read", "sectors written", "ti
 # Then each takes from there an element that another thread has read, so that a warp holds what belongs side by side in
 # `y`.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(cuda_code(cuda_transpose.SOURCE, "// tiled", "// vectorized"))
 
 # %% [markdown]
@@ -280,8 +278,8 @@ show(cuda_code(cuda_transpose.SOURCE, "// tiled", "// vectorized"))
 #
 # <details><summary>Question: what happens without the barrier?</summary>
 #
-# A fast warp reads elements of the tile that a slow one has not written yet. Often it goes well: this is a race, and
-# Triton's interpreter or a lucky run will not show it. In Triton the compiler puts the barriers where they belong.
+# A fast warp reads elements of the tile that a slow one has not written yet. Often it goes well: this is a race, and a
+# lucky run does not show it; NVIDIA's compute-sanitizer does. In Triton the compiler puts the barriers where they belong.
 #
 # </details>
 #
@@ -325,7 +323,7 @@ show(Table(["passes of a warp", "along a row", "down a column"], rows))
 # that the two want the elements in different threads is for the compiler to see, and the detour through shared memory
 # and its layout without bank conflicts are its business:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(code(triton_transpose._transpose_tiles), ladder_of("transpose", "triton"))
 
 # %% [markdown]
@@ -344,7 +342,7 @@ for rung in ("triton:rows", "triton:tiles"):
 # scheduler. The last rung asks for 16 bytes a thread. **Prediction:** 512 bytes and 16 sectors for each load of a warp,
 # all of them wanted, so an eighth of the loads. And it asks for two such pieces before it waits for the first.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(cuda_code(cuda_transpose.SOURCE, "// vectorized"), ladder_of("transpose", "cuda"))
 
 # %% tags=["hide-input"]
@@ -374,8 +372,9 @@ show(
 # would be bytes [spilled](../glossary.md#spill), to memory, for want of registers. (bfloat16; on sm_75, which lacks it,
 # float16.)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 forward = [row for row in compiled.rows if row.direction == "forward"]
+assert not any(row.spilled for row in forward) and all(row.shared for row in forward if row.implementation == "triton:rows")
 show(
     f"With {', '.join(f'{name} {version}' for name, version in compiled.compilers.items())}:",
     resources.table(forward),
@@ -392,7 +391,7 @@ show(
 # not reached its number of blocks. What runs out first decides. The warps that are on it, of the most that it can hold, are
 # the kernel's [occupancy](../glossary.md#occupancy). For an H100:
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 show(
     Table(
         ["a multiprocessor of an H100 holds", "at most"],
@@ -406,7 +405,7 @@ show(
     multiprocessor.occupancy_table([row for row in forward if row.arch == "sm_90"]),
 )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 best = next(row for row in forward if row.arch == "sm_90" and row.implementation == "cuda:vectorized")
 blocks = -(-M // 64) * -(-N // 64)
 at_once = occupancy_of(best).blocks * here.multiprocessors
@@ -422,7 +421,7 @@ show(
     ),
     Folded(
         "Question: and if a kernel took 255 registers a thread, with 256 threads a block?",
-        (f"Then {greedy.blocks} block would fit, {greedy.warps} warps, {100 * greedy.fraction:.0f}% of all, for want of {greedy.bound}.",),
+        (f"Then {greedy.blocks} block would fit, {greedy.warps} warps, {100 * greedy.fraction:.3g}% of all, for want of {greedy.bound}.",),
     ),
 )
 

@@ -14,11 +14,13 @@
         - {level: training, batch: 1, tokens: 2048, dtype: bfloat16}
     backends: [torch, "torch,rmsnorm=triton"]
     compile: [false, true]
+    traps: [first_call, warm_cache]
 
 Of the implementations, "triton:*" is every rung, "triton" the best, and "triton:naive" that one. Each of the backends
 is a choice string (`lab.backends.registry`), or a peer's name (`lab.benchmark.peers.MODEL_PEERS`), run without
 torch.compile (false), with it (true) or both ways. Phase and tokens are as in `lab.benchmark.models.ModelWorkload`.
-Operators may be absent, or models, with the two keys after them.
+Traps are ways to measure (`lab.benchmark.traps`), each of which takes `max` samples. Operators may be absent, or
+models, with the two keys after them, or traps.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from lab.benchmark.models import LEVELS, PHASES, ModelWorkload
 from lab.benchmark.peers import MODEL_PEERS
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import experiments_folder
+from lab.benchmark.traps import TRAPS
 from lab.config import ConfigError, boolean, integer, mapping, read, require, sequence
 from lab.core.config import MODELS
 from lab.core.cost import LAYERS
@@ -45,6 +48,7 @@ DIRECTIONS = ("forward", "backward", "both")
 OF_OPERATORS = {"operators", "implementations", "peers"}
 OF_MODELS = {"models", "backends", "compile"}
 TRAINING_DTYPES = ("float16", "bfloat16", "float32")
+OF_TRAPS = {"traps"}
 
 AnyWorkload = TypeVar("AnyWorkload", Workload, ModelWorkload)
 
@@ -52,7 +56,7 @@ AnyWorkload = TypeVar("AnyWorkload", Workload, ModelWorkload)
 @dataclass(frozen=True)
 class Experiment:
     """What `experiments.run` measures: `workloads` with `implementations` (choices as in this module's text) and with
-    `peers` (names); `models` with `backends` (choice strings), each as `compile` says."""
+    `peers` (names); `models` with `backends` (choice strings), each as `compile` says; `traps` (names)."""
 
     name: str
     seed: int
@@ -64,6 +68,7 @@ class Experiment:
     models: tuple[ModelWorkload, ...] = ()
     backends: tuple[str, ...] = ()
     compile: tuple[bool, ...] = ()
+    traps: tuple[str, ...] = ()
 
     @property
     def operators(self) -> list[str]:
@@ -84,16 +89,16 @@ def load(name: str) -> Experiment:
 
 def parse(name: str, config: object) -> Experiment:
     """An Experiment out of what YAML gave. Raises ConfigError naming the key."""
-    top = mapping(config, "config", {"seed", "samples"}, OF_OPERATORS | OF_MODELS)
+    top = mapping(config, "config", {"seed", "samples"}, OF_OPERATORS | OF_MODELS | OF_TRAPS)
     samples = mapping(top["samples"], "samples", {"min", "max"})
     least, most = (integer(samples[key], f"samples.{key}", 2) for key in ("min", "max"))
     require(least <= most, "samples.max", most, f"at least samples.min, {least}")
     sections: dict[str, tuple] = {}
-    for keys, parsed in ((OF_OPERATORS, _of_operators), (OF_MODELS, _of_models)):
+    for keys, parsed in ((OF_OPERATORS, _of_operators), (OF_MODELS, _of_models), (OF_TRAPS, _of_traps)):
         if section := {key: value for key, value in top.items() if key in keys}:
             sections |= parsed(mapping(section, "config", keys))
     if not sections:
-        raise ConfigError("config.operators is missing, and so is config.models; expected either or both")
+        raise ConfigError("config.operators, config.models and config.traps are missing; expected one of them at least")
     return Experiment(name, integer(top["seed"], "seed", 0), least, most, **sections)
 
 
@@ -143,6 +148,14 @@ def _of_models(section: dict) -> dict[str, tuple]:
     _distinct(section["compile"], "compile", "value")
     backends, compile = tuple(section["backends"]), tuple(section["compile"])
     return {"models": tuple(workloads), "backends": backends, "compile": compile}
+
+
+def _of_traps(section: dict) -> dict[str, tuple]:
+    """The field of an Experiment that the list of traps gives."""
+    for index, name in enumerate(sequence(section["traps"], "traps")):
+        require(name in TRAPS, f"traps[{index}]", name, f"one of {', '.join(TRAPS)}")
+    _distinct(section["traps"], "traps", "trap")
+    return {"traps": tuple(section["traps"])}
 
 
 def rungs(op: str, choice: str, key: str = "implementations") -> list[registry.Implementation]:

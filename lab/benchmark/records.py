@@ -17,6 +17,7 @@ from lab.benchmark.environment import Environment, slug
 from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.models import LEVELS, PHASES, ModelRow, ModelWorkload
 from lab.benchmark.timing import Timing
+from lab.benchmark.traps import Trap
 from lab.files import write_text
 
 SCHEMA = 3
@@ -86,7 +87,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """schema: version of this layout. method: how the candidates were called. rows: of operators; models: of models."""
+    """schema: version of this layout. method: how the candidates were called. rows: of operators; models: of models;
+    traps: of ways to measure."""
 
     schema: int
     experiment: str
@@ -96,6 +98,7 @@ class Record:
     ceilings: Ceilings
     rows: tuple[Row, ...]
     models: tuple[ModelRow, ...] = ()
+    traps: tuple[Trap, ...] = ()
 
     def operators(self) -> list[str]:
         """Names of the operators, in the order of the rows."""
@@ -153,22 +156,31 @@ def as_json(record: Record) -> str:
     return json.dumps(rounded(asdict(record)), indent=1) + "\n"
 
 
-def read(path: Path) -> Record:
-    """The record in a JSON file. Raises RecordError if the file is not a valid record of this schema, OSError if it
-    cannot be read."""
+def raw_record(path: Path, schema: int) -> dict:
+    """What a JSON file holds, of that schema. Raises RecordError if it is no JSON or of another, OSError if it cannot
+    be read."""
     try:
         raw = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise RecordError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        raise RecordError(f"{path}: schema is {schema!r}; expected {SCHEMA}")
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != schema:
+        raise RecordError(f"{path}: schema is {found!r}; expected {schema}")
+    return raw
+
+
+def read(path: Path) -> Record:
+    """The record in a JSON file. Raises RecordError if the file is not a valid record of this schema, OSError if it
+    cannot be read."""
+    raw = raw_record(path, SCHEMA)
     try:
-        record = decoded(Record, raw, "record")
+        record = decoded(Record, {"traps": [], **raw}, "record")  # those before there were traps do not say so
         for index, row in enumerate(record.rows):
             _check_row(row, f"record.rows[{index}]")
         for index, model_row in enumerate(record.models):
             _check_model_row(model_row, f"record.models[{index}]")
+        for index, trap in enumerate(record.traps):
+            _check_trap(trap, f"record.traps[{index}]")
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None
     return record
@@ -247,6 +259,14 @@ def _check_model_row(row: ModelRow, where: str) -> None:
     of_layer = workload.level == "layer"
     _require(of_layer == (workload.module is not None), f"{where}.workload.module", workload.module, "that of a layer")
     _check_timing(row, where)
+
+
+def _check_trap(trap: Trap, where: str) -> None:
+    for index, way in enumerate(trap.ways):
+        place = f"{where}.ways[{index}]"
+        times = (way.us, *way.samples_us)
+        _require(bool(way.samples_us) and min(times) > 0, f"{place}.samples_us", times, "times, all above 0")
+        _require(len(way.power_w) == len(way.sm_clock_mhz), f"{place}.power_w", way.power_w, "one for each clock")
 
 
 def _check_timing(row: Row | ModelRow, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from lab.backends import registry
 from lab.benchmark.experiments import speedup
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
+from lab.benchmark.traps import Trap
 
 NOTHING = "-"
 
@@ -173,6 +175,15 @@ def model_table(record: Record, workload: ModelWorkload) -> Table:
     fifth = "MFU %" if workload.level == "training" else "graph us"
     header = ["us", "tokens/s", "TFLOP/s", "% floor", fifth, "MiB", "compile s", "vs torch"]
     return Table([str(workload), *header], rows, best, long_names=True)
+
+
+def trap_table(trap: Trap) -> Table:
+    """The ways of a trap: what each says of a call, how many samples it took, and power and clock meanwhile."""
+    rows = []
+    for way in trap.ways:
+        sensors = [f"{statistics.median(read):.0f}" if read else NOTHING for read in (way.power_w, way.sm_clock_mhz)]
+        rows.append([way.label, "right" if way.right else "wrong", f"{way.us:.1f}", f"{len(way.samples_us)}", *sensors])
+    return Table([f"{trap.name}: {trap.work}", "", "us", "samples", "W", "MHz"], rows)
 
 
 def _model_cells(record: Record, row: ModelRow) -> list[str]:

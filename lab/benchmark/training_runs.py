@@ -23,7 +23,7 @@ from lab.backends import registry
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
 from lab.benchmark.experiments import Instruments, gpu_instruments
-from lab.benchmark.records import RecordError, decoded, experiments_folder, rounded
+from lab.benchmark.records import RecordError, decoded, experiments_folder, raw_record, rounded
 from lab.benchmark.tables import NOTHING, Table
 from lab.benchmark.timing import first_line
 from lab.config import ConfigError, integer, mapping, read, require, sequence
@@ -192,13 +192,7 @@ def _run(config: Config, folder: Path, instruments: Instruments) -> TrainingRun:
 def read_record(path: Path) -> TrainingRecord:
     """The record in a JSON file. Raises RecordError if the file is not a valid record of this schema, OSError if it
     cannot be read."""
-    try:
-        raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        raise RecordError(f"{path}: schema is {schema!r}; expected {SCHEMA}")
+    raw = raw_record(path, SCHEMA)
     try:
         found = decoded(TrainingRecord, raw, "record")
     except RecordError as error:

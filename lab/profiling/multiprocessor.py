@@ -163,11 +163,11 @@ def occupancy_table(rows: Sequence[Resources]) -> Table:
                 f"{row.shared / 1024:.1f}",
                 f"{held.blocks}",
                 f"{held.warps}",
-                f"{100 * held.fraction:.0f}",
+                f"{100 * held.fraction:.3g}",
                 held.bound,
             ]
         )
-    header = ["threads", "registers", "KiB shared", "blocks", "warps", "% of all warps", "no more, for want of"]
+    header = ["threads", "registers", "KiB shared", "blocks", "warps", "% of all warps", "limited by"]
     return Table(["rung", *header], lines)
 
 

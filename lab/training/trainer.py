@@ -86,7 +86,7 @@ def train(config: Config, run: Path, resume: bool = False, peak_flops: float | N
     dataset = datasets.load(config.data.files, config.data.tokenizer, config.data.validation)
     state = {"config": config.raw, "data": dataset.digest}
     if last:
-        _require_same(state, checkpoint.read_state(last), last)
+        _require_same(state | {"step": done}, checkpoint.read_state(last), last)
     model = _model(config, last)
     _require_fit(config, model.config, dataset)
     model.tokenizer = dataset.tokenizer
@@ -179,8 +179,8 @@ def _require_fit(config: Config, model: ModelConfig, dataset: Dataset) -> None:
 def _require_same(now: object, then: object, folder: Path, where: str = "") -> None:
     """A run goes on as it began."""
     if isinstance(now, dict) and isinstance(then, dict):
-        for key in now:
-            _require_same(now[key], then.get(key), folder, f"{where}.{key}" if where else key)
+        for key in now | then:
+            _require_same(now.get(key), then.get(key), folder, f"{where}.{key}" if where else key)
     elif now != then:
         raise ConfigError(f"{where} is {now!r}; expected {then!r}, with which {folder} was made")
 

@@ -31,7 +31,7 @@ PHRASES = {
     "add_an_operator": "three new files",
     "inference": "two questions to one model",
     "execution": "compared to the letter",
-    "gpu": "how many sectors do its 32 addresses touch",
+    "gpu": "the plain tile meets two banks",
     "llm": "why is the norm first",
     "results": "every published record",
     "rmsnorm": "bulk copy engine",

@@ -109,6 +109,12 @@ def test_a_bitmap_is_noticed(book, tmp_path):
     assert problems(book, tmp_path, notebook) == ["tiny: cell 3 shows a bitmap; show an SVG"]
 
 
+def test_a_warning_is_noticed(book, tmp_path):
+    notebook = read(book)
+    notebook.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="a UserWarning"))
+    assert problems(book, tmp_path, notebook) == ["tiny: cell 1 warns"]
+
+
 def test_building_again_changes_no_byte(book, tmp_path):
     build_notebooks.build(book / "chapters/tiny.py", tmp_path / "again.ipynb")
     assert (tmp_path / "again.ipynb").read_bytes() == (book / "notebooks/tiny.ipynb").read_bytes()

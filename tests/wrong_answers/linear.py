@@ -44,6 +44,20 @@ def split_k(x, weight, tile, parts):
     partial = {_PARTIAL}
 """
 _ATOMICS = _PARTS.replace("tl.store", "tl.atomic_add").replace("torch.empty", "torch.zeros").replace("part * m + ", "")
+_LAUNCH = """\
+    split_k_kernel[(triton.cdiv(m, tile), triton.cdiv(n, tile), parts)](
+        x, x.stride(0), weight, weight.stride(0), partial, m, n, k, columns_of_part, ACC=accumulator(x), TILE=tile
+    )
+"""
+_A_LAUNCH_A_PART = """\
+    for part in range(parts):
+        columns = slice(part * columns_of_part, (part + 1) * columns_of_part)
+        of_x, of_weight = x[:, columns], weight[:, columns]
+        split_k_kernel[(triton.cdiv(m, tile), triton.cdiv(n, tile), 1)](
+            of_x, x.stride(0), of_weight, weight.stride(0), partial[part], m, n, of_x.shape[1], columns_of_part,
+            ACC=accumulator(x), TILE=tile
+        )
+"""
 _ADDED = "return partial.sum(0).to(x.dtype)"
 _ROWS = "    for start in range(0, m, TILE):\n        p = (start + tl.arange(0, TILE)).to(tl.int64)"
 
@@ -235,6 +249,7 @@ TRITON = [
         "    parts = 1\n    columns_of_part =",
     ),
     Wrong("linear.split_k", "a program a part", "the first part is all of k", _COLUMNS, "triton.cdiv(k, tile) * tile"),
+    Wrong("linear.split_k", "a program a part", "a launch for each part", _LAUNCH, _A_LAUNCH_A_PART),
     Wrong("linear.split_k", "partial sums", "sums in half precision", "dtype=accumulation_dtype(x)", "dtype=x.dtype"),
     Wrong(
         "linear.split_k",
@@ -334,6 +349,13 @@ TRITON = [
         "total = (total + tl.sum(grad.to(ACC), 1)).to(dy.dtype.element_ty).to(ACC)",
     ),
     Wrong("linear.dw", "bytes moved", "db stored by every column of tiles", "    if tl.program_id(1) == 0:\n    ", ""),
+    Wrong(
+        "linear.dw",
+        "bytes moved",
+        "loads dy again for db",
+        "tl.sum(grad.to(ACC), 1)",
+        "tl.sum(tl.load(dy + p[None, :] * dy_stride + row[:, None], in_dy, other=0).to(ACC), 1)",
+    ),
     Wrong("linear.dw", "bytes moved", "lets torch sum db", "return dw, db", "return dw, dy.sum(0)"),
 ]
 

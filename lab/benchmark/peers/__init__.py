@@ -1,6 +1,8 @@
 """Other people's implementations, timed beside ours in the same run where they are installed.
 
 The peers of operator X are in `lab/benchmark/peers/X.py`, as PEERS: {name: Peer}. A new operator brings its own file.
+Functions that write over their inputs are in IN_PLACE instead: they run in a model, which needs those no more, and are
+not timed by themselves, on inputs that all candidates share.
 """
 
 from __future__ import annotations
@@ -44,14 +46,23 @@ class Peer:
 
 def peers(operator: str) -> dict[str, Peer]:
     """The peers that are known for `operator`, by name; empty if there are none."""
+    return _file(operator).get("PEERS", {})
+
+
+def peers_in_a_model(operator: str) -> dict[str, Peer]:
+    """The same, and those that write over their inputs."""
+    return peers(operator) | _file(operator).get("IN_PLACE", {})
+
+
+def _file(operator: str) -> dict:
     name = f"{__name__}.{operator}"
-    return importlib.import_module(name).PEERS if importlib.util.find_spec(name) else {}
+    return vars(importlib.import_module(name)) if importlib.util.find_spec(name) else {}
 
 
 def as_backend(name: str, operators: Iterable[str]) -> AbstractContextManager[None]:
     """A block inside which the peer is a backend, of those of the operators that it has; its rungs are called by its
     version. Raises PeerAbsent."""
-    known = {op: peers(op)[name] for op in operators if name in peers(op)}
+    known = {op: peer for op in operators if (peer := peers_in_a_model(op).get(name))}
     if not known:
         raise PeerAbsent(f"{name} has none of {', '.join(sorted(operators))}")
     loaded = {op: peer.load() for op, peer in known.items()}
