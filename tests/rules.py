@@ -180,7 +180,7 @@ def passes(implementation: Implementation, tensors, grads) -> dict[str, Tensor]:
     operator = registry.operator(implementation.operator)
     canonical = operator.canonical(*tensors)
     parameters = operator.complete(*tensors)[len(tensors) :]
-    shapes = [like.shape for like in operator.like_forward(*map(on_meta, canonical))]
+    shapes = [like.shape for like in operator.like_forward(*map(on_meta, canonical), *parameters)]
     grads = operator.canonical_grads(*(grad.reshape(shape) for grad, shape in zip(grads, shapes)))
     results = implementation.forward(*canonical, *parameters)
     gradients = implementation.backward(*grads, *operator.saved(canonical, results), *parameters)

@@ -8,6 +8,7 @@ from test_numerics import HERE
 import lab
 from lab.backends import registry
 from lab.backends.hardware import default_device
+from lab.backends.registry import Implementation
 
 DEVICE = default_device()
 COMPILER = "inductor" if DEVICE.type == "cuda" else "aot_eager"
@@ -81,6 +82,79 @@ def test_without_gradients(implementation, seed):
     with torch.no_grad():
         for name, value in run(function, tensors).items():
             assert torch.allclose(run(compiled(function), tensors)[name], value, rtol=1e-5, atol=1e-5)
+
+
+def attention_forward(q, k, v, causal, scale):
+    scores, _ = ATTENTION._scores(q, k, causal, scale)
+    return torch.softmax(scores, -1) @ v, torch.logsumexp(scores, -1)
+
+
+def attention_backward(dy, q, k, v, y, lse, causal, scale):
+    scores, _ = ATTENTION._scores(q, k, causal, scale)
+    p = torch.exp(scores - lse[..., None])
+    ds = p * (dy @ v.mT - (dy * y).sum(-1, keepdim=True)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    return ds @ k, ds.mT @ q, p.mT @ dy
+
+
+def cross_entropy_forward(logits, target, ignore_index, reduction):
+    return CROSS_ENTROPY.reference(logits, target, ignore_index, reduction), torch.logsumexp(logits, -1)
+
+
+def cross_entropy_backward(dloss, logits, target, lse, ignore_index, reduction):
+    counts = target != ignore_index
+    one_hot = torch.nn.functional.one_hot(target.where(counts, 0), logits.shape[-1])
+    g = dloss / counts.sum() if reduction == "mean" else dloss
+    return ((g * counts)[:, None] * (torch.exp(logits - lse[:, None]) - one_hot),)
+
+
+def linear_forward(x, weight, bias):
+    return (LINEAR.reference(x, weight, bias),)
+
+
+def linear_backward(dy, x, weight, bias):
+    return dy @ weight, dy.mT @ x, None if bias is None else dy.sum(0)
+
+
+ATTENTION, CROSS_ENTROPY, LINEAR = (registry.operator(name) for name in ("attention", "cross_entropy", "linear"))
+ARGUMENTS = {  # passes, the shape of tensors, and arguments of every kind that a pass may take
+    "attention": (attention_forward, attention_backward, (2, 3, 3, 4, 6, 8), [(True, None), (False, 0.3), (True, 2)]),
+    "cross_entropy": (
+        cross_entropy_forward, cross_entropy_backward, (9, 5), [(-100, "mean"), (-100, "sum"), (-100, "none")]),
+    "linear": (linear_forward, linear_backward, (3, 5, 7), [()]),
+}  # fmt: skip
+
+
+def with_parameters(function, values):
+    def bound(*tensors):
+        return function(*tensors, *values)
+
+    bound.__name__ = function.__name__
+    return bound
+
+
+@pytest.mark.parametrize("op", ARGUMENTS)
+def test_arguments_of_every_kind(op, seed):
+    """Flags, integers, strings and numbers that may be None reach the passes, in eager mode and compiled; indices have
+    no gradient, and neither has a tensor that is not there."""
+    operator, (forward, backward, shape, parameters) = registry.operator(op), ARGUMENTS[op]
+    tensors = operator.make_inputs(shape, torch.float32, DEVICE, seed)
+    registry.register_backend("mine", {op: Implementation(forward, backward)})
+    try:
+        for given in [tensors, (*tensors[:-1], None)] if op == "linear" else [tensors]:
+            for values in parameters:
+                mine, torchs = (with_parameters(lab.get_op(op, backend), values) for backend in ("mine", "torch"))
+                grads = [torch.randn_like(torchs(*given))]
+                expected = run(torchs, given, grads)
+                with lab.trace() as calls:
+                    eager, found = run(mine, given, grads), run(compiled(mine), given, grads)
+                assert [call.backend for call in calls] == ["mine"] * 4
+                assert eager.keys() == found.keys() == expected.keys()
+                for name, value in expected.items():
+                    for each in (eager, found):
+                        assert torch.allclose(each[name], value, rtol=1e-4, atol=1e-5), (name, values)
+    finally:
+        del registry._ladders["mine"]
+        vars(registry._bound).clear()
 
 
 class Block(torch.nn.Module):

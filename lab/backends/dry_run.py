@@ -36,7 +36,7 @@ def launches_of(
     op = operator(implementation.operator)
     tensors = op.canonical(*op.make_inputs(shape, dtype, "meta"))
     parameters = op.complete(*tensors)[len(op.tensors) :]
-    results = op.like_forward(*tensors)
+    results = op.like_forward(*tensors, *parameters)
     grads = tuple(torch.empty_like(result) for result in results[: len(op.outputs)])
     with assume(gpu), dry_run() as launches:
         if direction != "backward":

@@ -80,7 +80,7 @@ class Inputs:
             return self.call_of_peer(implementation.function)
         op, parameters = self.op, self.parameters
         tensors = op.canonical(*self.tensors)
-        shapes = [like.shape for like in op.like_forward(*(tensor.to("meta") for tensor in tensors))]
+        shapes = [like.shape for like in op.like_forward(*(tensor.to("meta") for tensor in tensors), *parameters)]
         grads = op.canonical_grads(*(grad.reshape(shape) for grad, shape in zip(self.grads, shapes, strict=False)))
         n_outputs = len(op.outputs)
 

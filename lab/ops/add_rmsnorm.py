@@ -64,14 +64,14 @@ class AddRMSNorm(Operator):
     def restore(self, outputs, x, residual, weight):
         return tuple(output.view(x.shape) for output in outputs)
 
-    def like_forward(self, x, residual, weight):
+    def like_forward(self, x, residual, weight, eps):
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         return y, torch.empty_like(y), x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype))
 
     def saved(self, tensors, results):
         return results[1], tensors[2], results[2]
 
-    def like_backward(self, dy, ds, s, weight, rstd):
+    def like_backward(self, dy, ds, s, weight, rstd, eps):
         return torch.empty_like(s), torch.empty_like(weight)
 
     def gradients(self, dx, dw):

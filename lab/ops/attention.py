@@ -83,7 +83,7 @@ class Attention(Operator):
             raise TypeError(f"{self.name}: causal is a {type(causal).__name__}; expected a bool")
         if causal and queries > keys:
             raise ValueError(f"{self.name}: q has {queries} causal queries; expected at most k's {keys} keys")
-        if scale is not None and not (isinstance(scale, (int, float)) and math.isfinite(scale)):
+        if scale is not None and not (isinstance(scale, (int, float)) and -math.inf < scale < math.inf):
             raise ValueError(f"{self.name}: scale is {scale!r}; expected a finite number or None")
 
     def _scores(self, q, k, causal, scale):
@@ -105,13 +105,13 @@ class Attention(Operator):
     def restore(self, outputs, q, k, v):
         return outputs
 
-    def like_forward(self, q, k, v):
+    def like_forward(self, q, k, v, causal, scale):
         return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
     def saved(self, tensors, results):
         return *tensors, *results
 
-    def like_backward(self, dy, q, k, v, y, lse):
+    def like_backward(self, dy, q, k, v, y, lse, causal, scale):
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
     def make_inputs(self, shape, dtype, device="cpu", seed=0):

@@ -7,6 +7,7 @@ keeps whole; their fakes tell it the shapes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from itertools import count
@@ -67,7 +68,7 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
             canonical = operator.canonical(*tensors)
             results = forward(*canonical, *ctx.parameters)
             ctx.save_for_backward(*operator.saved(canonical, results))
-            ctx.shapes = [tensor.shape for tensor in tensors]
+            ctx.shapes = [None if tensor is None else tensor.shape for tensor in tensors]
             ctx.output_shapes = [result.shape for result in results[:n_outputs]]
             return operator.restore(results[:n_outputs], *tensors)
 
@@ -80,7 +81,7 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
             # where both inputs are leaves. Of two views it would not know.
             restored: dict[int, Tensor] = {}
             gradients = [
-                restored.setdefault(id(gradient), gradient.view(shape))
+                None if gradient is None else restored.setdefault(id(gradient), gradient.view(shape))
                 for gradient, shape in zip(operator.gradients(*results), ctx.shapes)
             ]
             return *gradients, *(None for _ in ctx.parameters)
@@ -92,13 +93,26 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
 _number = count()
 
 
-def _bare(results: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """As torch.library wants a function's results: one by itself."""
-    return results[0] if len(results) == 1 else results
-
-
 def _tuple(results: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (results,) if isinstance(results, Tensor) else results
+
+
+def _declared(function: Callable, arguments: dict[str, object], n_results: int) -> Callable:
+    """`function` with the signature from which torch.library infers a schema: every result is a tensor, an empty one
+    where there is none, and a single one is by itself."""
+
+    def call(*args):
+        results = tuple(args[0].new_empty(0) if result is None else result for result in function(*args))
+        return results[0] if n_results == 1 else results
+
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+            for name, kind in arguments.items()
+        ],
+        return_annotation=Tensor if n_results == 1 else tuple[(Tensor,) * n_results],  # type: ignore[misc]
+    )
+    return call
 
 
 def _custom_operator(
@@ -107,40 +121,35 @@ def _custom_operator(
     # Numbered, because a user may register another implementation under the same name.
     base = f"lab::{operator.name}_{implementation.backend}_{implementation.rung}_{next(_number)}"
     n_tensors, n_outputs = len(operator.tensors), len(operator.outputs)
-    parameters = [f"float {name}" for name in operator.parameters]
+    arguments = {name: parameter.annotation for name, parameter in operator.signature.parameters.items()}
 
-    def schema(tensors: list[str], n_results: int) -> str:
-        results = ", ".join(["Tensor"] * n_results)
-        return f"({', '.join([f'Tensor {name}' for name in tensors] + parameters)}) -> ({results})"
+    shape = next(iter(operator.shapes.values()))
+    tensors = operator.canonical(*operator.make_inputs(shape, torch.float32, "meta"))
+    parameters = operator.complete(*tensors)[n_tensors:]
+    results = operator.like_forward(*tensors, *parameters)
+    saved = operator.saved(tensors, results)
+    n_gradients = len(operator.like_backward(*results[:n_outputs], *saved, *parameters))
+    of_backward: dict[str, object] = {f"grad{i}": Tensor for i in range(n_outputs)}
+    of_backward |= {f"saved{i}": Tensor | None for i in range(len(saved))}
+    of_backward |= {name: arguments[name] for name in operator.parameters}
 
-    names = list(operator.tensors)
-    examples = tuple(torch.empty(1, 1, device="meta") for _ in names)
-    results = operator.like_forward(*examples)
-    saved = operator.saved(examples, results)
-    n_saved, n_grads = len(saved), len(operator.like_backward(*results[:n_outputs], *saved))
-    grad_names = [f"grad{i}" for i in range(n_outputs)]
-    saved_names = [f"saved{i}" for i in range(n_saved)]
-
-    forward_op = torch.library.custom_op(
-        base, lambda *args: _bare(forward(*args)), mutates_args=(), schema=schema(names, len(results))
-    )
+    forward_op = torch.library.custom_op(base, _declared(forward, arguments, len(results)), mutates_args=())
     backward_op = torch.library.custom_op(
-        f"{base}_backward",
-        lambda *args: _bare(backward(*args)),
-        mutates_args=(),
-        schema=schema(grad_names + saved_names, n_grads),
+        f"{base}_backward", _declared(backward, of_backward, n_gradients), mutates_args=()
     )
-    forward_op.register_fake(lambda *args: _bare(operator.like_forward(*args[:n_tensors])))
-    backward_op.register_fake(lambda *args: _bare(operator.like_backward(*args[: n_outputs + n_saved])))
+    forward_op.register_fake(_declared(operator.like_forward, arguments, len(results)))
+    backward_op.register_fake(_declared(operator.like_backward, of_backward, n_gradients))
 
     def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*operator.saved(inputs[:n_tensors], _tuple(output)))
-        ctx.parameters = inputs[n_tensors:]
+        tensors, ctx.parameters = inputs[:n_tensors], inputs[n_tensors:]
+        ctx.save_for_backward(*operator.saved(tensors, _tuple(output)))
+        ctx.there = [tensor is not None for tensor in tensors]
 
     def run_backward(ctx, *grads):
         grads = operator.canonical_grads(*grads[:n_outputs])
-        results = _tuple(backward_op(*grads, *ctx.saved_tensors, *ctx.parameters))
-        return *operator.gradients(*results), *(None for _ in ctx.parameters)
+        gradients = operator.gradients(*_tuple(backward_op(*grads, *ctx.saved_tensors, *ctx.parameters)))
+        wanted = (gradient if there else None for gradient, there in zip(gradients, ctx.there))
+        return *wanted, *(None for _ in ctx.parameters)
 
     forward_op.register_autograd(run_backward, setup_context=setup_context)
 
@@ -165,7 +174,7 @@ def differentiable(operator: Operator, chosen: dict[str, Implementation | Backen
             args = operator.complete(*args, **kwargs)
         operator.check(*args)
         tensors = args[:n_tensors]
-        if tensors[0].numel() == 0:  # nothing to launch
+        if any(tensor is not None and tensor.numel() == 0 for tensor in tensors):  # nothing to launch
             return operator.reference(*args)
         here = passes.get(tensors[0].device.type)
         if not isinstance(here, Passes):

@@ -84,13 +84,14 @@ class CrossEntropy(Operator):
     def restore(self, outputs, logits, target):
         return (outputs[0] if outputs[0].dim() == 0 else outputs[0].view(target.shape),)
 
-    def like_forward(self, logits, target):
-        return logits.new_empty(()), logits.new_empty(logits.shape[0], dtype=accumulation_dtype(logits.dtype))
+    def like_forward(self, logits, target, ignore_index, reduction):
+        loss = logits.new_empty(target.shape if reduction == "none" else ())
+        return loss, logits.new_empty(logits.shape[0], dtype=accumulation_dtype(logits.dtype))
 
     def saved(self, tensors, results):
         return *tensors, results[1]
 
-    def like_backward(self, dloss, logits, target, lse):
+    def like_backward(self, dloss, logits, target, lse, ignore_index, reduction):
         return (torch.empty_like(logits, memory_format=torch.contiguous_format),)
 
     def gradients(self, dlogits):

@@ -77,7 +77,7 @@ class DecodeAttention(Operator):
             raise ValueError(f"{self.name}: lengths has shape {tuple(lengths.shape)}; expected ({batch},)")
         if lengths.device != q.device:
             raise ValueError(f"{self.name}: lengths is on {lengths.device}; expected q's device {q.device}")
-        if scale is not None and not (isinstance(scale, (int, float)) and math.isfinite(scale)):
+        if scale is not None and not (isinstance(scale, (int, float)) and -math.inf < scale < math.inf):
             raise ValueError(f"{self.name}: scale is {scale!r}; expected a finite number or None")
 
     def _scores(self, q, k, lengths, scale):
@@ -100,13 +100,13 @@ class DecodeAttention(Operator):
     def restore(self, outputs, *tensors):
         return outputs
 
-    def like_forward(self, q, k, v, lengths):
+    def like_forward(self, q, k, v, lengths, scale):
         return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=accumulation_dtype(q.dtype))
 
     def saved(self, tensors, results):
         return *tensors, *results
 
-    def like_backward(self, dy, q, k, v, lengths, y, lse):
+    def like_backward(self, dy, q, k, v, lengths, y, lse, scale):
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
     def gradients(self, dq, dk, dv):

@@ -64,7 +64,7 @@ class LayerNorm(Operator):
     def restore(self, outputs, x, weight, bias):
         return (outputs[0].view(x.shape),)
 
-    def like_forward(self, x, weight, bias):
+    def like_forward(self, x, weight, bias, eps):
         statistics = (x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype)) for _ in range(2))
         return torch.empty_like(x, memory_format=torch.contiguous_format), *statistics
 
@@ -72,7 +72,7 @@ class LayerNorm(Operator):
         (x, weight, _), (_, mean, rstd) = tensors, results
         return x, weight, mean, rstd
 
-    def like_backward(self, dy, x, weight, mean, rstd):
+    def like_backward(self, dy, x, weight, mean, rstd, eps):
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
         return dx, torch.empty_like(weight), torch.empty_like(weight)
 

@@ -4,7 +4,8 @@ Backward, for the gradient dy of y:
 
     dx = dy weight,   dweight = dy^T x,   dbias = sum over rows of dy
 
-What an implementation's passes take and return (x (m, k), weight (n, k), bias (n,) or None, y and dy (m, n)):
+What an implementation's passes take and return (x (m, k) and weight (n, k) with unit stride in one dimension,
+whichever, and any in the other; bias (n,) or None; y (m, n), and dy (m, n) with unit stride in its second dimension):
 
     forward(x, weight, bias) -> (y,)
     backward(dy, x, weight, bias) -> (dx, dweight, dbias or None)
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lab.backends.registry import get_op
-from lab.ops.operator import Cost, Operator, require_floating, rows_of, seeded
+from lab.ops.operator import Cost, Operator, require_floating, seeded
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -30,6 +31,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, backend: st
     return get_op("linear", backend or "auto")(x, weight, bias)
 
 
+def matrix_of(x: Tensor) -> Tensor:
+    """x (..., k) as (rows, k) with unit stride in one of the two dimensions, as a BLAS takes it: a view where there is
+    one, so that a transpose is not copied."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if 1 in flat.stride() else flat.contiguous()
+
+
 class Linear(Operator):
     name = "linear"
     tensors = ("x", "weight", "bias")
@@ -42,7 +50,9 @@ class Linear(Operator):
         "llama3-8b-up-decode": (16, 14336, 4096),
     }
     tiny_shapes = ((2, 3, 4), (1, 1, 1))
-    trial_shapes = ((1, 1, 1), (3, 5, 7), (16, 64, 33), (65, 127, 129), (128, 256, 512))
+    trial_shapes = (
+        (1, 1, 1), (3, 5, 7), (16, 64, 48), (2, 33, 17), (33, 2, 129), (17, 129, 127), (65, 127, 129), (64, 128, 96),
+    )  # fmt: skip
 
     def check(self, x, weight, bias):
         tensors = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
@@ -62,7 +72,7 @@ class Linear(Operator):
         return y if bias is None else y + bias
 
     def canonical(self, x, weight, bias):
-        return rows_of(x), rows_of(weight), bias if bias is None else bias.contiguous()
+        return matrix_of(x), matrix_of(weight), bias if bias is None else bias.contiguous()
 
     def restore(self, outputs, x, weight, bias):
         return (outputs[0].view(*x.shape[:-1], weight.shape[0]),)

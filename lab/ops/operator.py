@@ -116,20 +116,20 @@ class Operator(ABC):
         """Canonical outputs back in the shape that the caller's `tensors` ask for."""
 
     @abstractmethod
-    def like_forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Empty tensors of the shapes and dtypes that `forward` returns, residuals included, for canonical inputs."""
+    def like_forward(self, *args) -> tuple[Tensor, ...]:
+        """Empty tensors of the shapes and dtypes that `forward` returns for these arguments, residuals included."""
 
     @abstractmethod
     def saved(self, tensors: tuple[Tensor, ...], results: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """What `backward` takes after the outputs' gradients, out of canonical inputs and what `forward` returned."""
 
     @abstractmethod
-    def like_backward(self, *grads_and_saved: Tensor) -> tuple[Tensor, ...]:
-        """Empty tensors of the shapes and dtypes that `backward` returns, for the tensors that it takes."""
+    def like_backward(self, *args) -> tuple[Tensor | None, ...]:
+        """Empty tensors of the shapes and dtypes that `backward` returns for these arguments."""
 
     def canonical_grads(self, *grads: Tensor) -> tuple[Tensor, ...]:
         """The outputs' gradients as `backward` takes them."""
-        return tuple(grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads)
+        return tuple(grad if grad.dim() == 0 or grad.stride(-1) == 1 else grad.contiguous() for grad in grads)
 
     def gradients(self, *results: Tensor) -> tuple[Tensor, ...]:
         """What `backward` returned, as one gradient for each tensor argument; None for a constant."""

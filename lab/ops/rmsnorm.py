@@ -90,7 +90,7 @@ class RMSNorm(Operator):
     def restore(self, outputs, x, weight):
         return (outputs[0].view(x.shape),)
 
-    def like_forward(self, x, weight):
+    def like_forward(self, x, weight, eps):
         return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(
             x.shape[0], dtype=accumulation_dtype(x.dtype)
         )
@@ -98,7 +98,7 @@ class RMSNorm(Operator):
     def saved(self, tensors, results):
         return *tensors, results[1]
 
-    def like_backward(self, dy, x, weight, rstd):
+    def like_backward(self, dy, x, weight, rstd, eps):
         return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(weight)
 
     def make_inputs(self, shape, dtype, device="cpu", seed=0):
