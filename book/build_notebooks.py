@@ -4,12 +4,17 @@
     python book/build_notebooks.py --check           exit 1 if a notebook is not what its chapter gives
 
 What executing leaves behind that differs from run to run (times, versions) is removed, so that regenerating an
-unchanged chapter changes no byte.
+unchanged chapter changes no byte. How long it took, and on which versions, goes into book/execution.json whenever a
+notebook changes; the book's page *What ran* shows it.
 """
 
 import argparse
+import json
 import os
+import platform
 import sys
+import time
+from importlib import metadata
 from pathlib import Path
 
 import jupytext
@@ -18,6 +23,11 @@ from nbclient import NotebookClient
 
 BOOK = Path(__file__).resolve().parent
 CHAPTERS, NOTEBOOKS = BOOK / "chapters", BOOK / "notebooks"
+EXECUTION, PAGE = (
+    BOOK / "execution.json",
+    "execution",
+)  # the page itself is not in the file: it would never be up to date
+PACKAGES = ("torch", "triton", "numpy", "matplotlib", "nvidia-cuda-nvrtc")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -34,12 +44,15 @@ def sources(notebook: nbformat.NotebookNode) -> list[tuple]:
     return [(cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))) for cell in notebook.cells]
 
 
-def problems(chapters: Path = CHAPTERS, notebooks: Path = NOTEBOOKS) -> list[str]:
+def problems(chapters: Path = CHAPTERS, notebooks: Path = NOTEBOOKS, execution: Path = EXECUTION) -> list[str]:
     """What is wrong with the published notebooks, a line each: out of step with the chapters, or holding what nbval
     would not compare (it runs a cell without an execution count, and takes any output of it; of images it compares
-    SVG alone)."""
-    found = []
-    for name in sorted({path.stem for path in [*chapters.glob("*.py"), *notebooks.glob("*.ipynb")]}):
+    SVG alone); or executed, and it is not said when and on what."""
+    names = sorted({path.stem for path in [*chapters.glob("*.py"), *notebooks.glob("*.ipynb")]})
+    ran = read_execution(execution)
+    found = [f"{name}: {execution.name} has a run of it" for name in sorted(set(ran) - set(names))]
+    found += [f"{name}: {execution.name} has no run of it" for name in names if name not in {*ran, PAGE}]
+    for name in names:
         chapter, published = chapters / f"{name}.py", notebooks / f"{name}.ipynb"
         if not chapter.exists() or not published.exists():
             found.append(f"{name}: there is no {'notebook' if chapter.exists() else 'chapter'}")
@@ -54,22 +67,43 @@ def problems(chapters: Path = CHAPTERS, notebooks: Path = NOTEBOOKS) -> list[str
                 found.append(f"{name}: cell {number} has not been executed")
             if {"image/png", "image/jpeg"} & {kind for output in cell.outputs for kind in output.get("data", {})}:
                 found.append(f"{name}: cell {number} shows a bitmap; show an SVG")
+            if any(output.get("name") == "stderr" for output in cell.outputs):
+                found.append(f"{name}: cell {number} warns")
     return found
 
 
-def build(chapter: Path, target: Path) -> None:
-    """Execute the chapter and write it to `target`; a cell that fails raises, and `target` stays as it was."""
+def read_execution(path: Path = EXECUTION) -> dict[str, dict]:
+    """{chapter: {"seconds": what executing it took, "device": "CPU", and its versions}}"""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def note_execution(name: str, seconds: float, path: Path = EXECUTION) -> None:
+    versions = {"python": platform.python_version()} | {package: metadata.version(package) for package in PACKAGES}
+    ran = read_execution(path) | {name: {"seconds": round(seconds), "device": "CPU", "versions": versions}}
+    _replace(path, json.dumps(dict(sorted(ran.items())), indent=2) + "\n")
+
+
+def _replace(target: Path, text: str) -> None:
+    partial = target.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, target)
+
+
+def build(chapter: Path, target: Path) -> float:
+    """Execute the chapter and write it to `target`; a cell that fails raises, and `target` stays as it was. Returns
+    the seconds that executing took."""
     notebook = convert(chapter)
     where = {"metadata": {"path": str(NOTEBOOKS)}}  # the folder that nbval runs it in
     # What a cell prints arrives in as many pieces as the machine's load makes of it: merge them.
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=where, coalesce_streams=True)
+    began = time.perf_counter()
     client.execute()
+    seconds = time.perf_counter() - began
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
-    partial = target.with_suffix(".partial")
-    nbformat.write(notebook, partial)
-    os.replace(partial, target)
+    _replace(target, nbformat.writes(notebook) + "\n")
+    return seconds
 
 
 def main() -> int:
@@ -85,9 +119,13 @@ def main() -> int:
     if unknown := [name for name in options.names if name not in known]:
         parser.error(f"unknown chapter {unknown[0]!r}; expected one of {', '.join(known)}")
     NOTEBOOKS.mkdir(exist_ok=True)
-    for name in options.names or known:
+    for name in [*(name for name in options.names or known if name != PAGE), PAGE]:  # it tells of the others
         print(f"executing {name}", flush=True)
-        build(known[name], NOTEBOOKS / f"{name}.ipynb")
+        target = NOTEBOOKS / f"{name}.ipynb"
+        before = target.read_bytes() if target.exists() else None
+        seconds = build(known[name], target)
+        if name != PAGE and (target.read_bytes() != before or name not in read_execution()):
+            note_execution(name, seconds)
     return 0
 
 

@@ -1,5 +1,5 @@
-"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `generate`, `export`, `profile`, `check`. Also
-`python -m lab`."""
+"""The command line: `lab ops`, `bench`, `record`, `reproduce`, `report`, `train`, `generate`, `export`, `profile`,
+`check`. Also `python -m lab`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from lab.core import LLM, ModelConfig
 
 WIDTH = 80
+OWN_MODEL = "pydoc"  # that `lab generate` takes by itself
 # Modules that a command alone needs are imported in it: `lab ops` should not wait for matplotlib and torch.compile.
 
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except (ValueError, FileNotFoundError, registry.BackendUnavailable, CannotTime) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, registry.BackendUnavailable, CannotTime) as error:
         print(f"lab {arguments.name}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing is left to say at exit either
@@ -63,14 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     ops.add_argument("--json", action="store_true", help="print JSON")
     ops.set_defaults(command=_ops)
 
-    bench = commands.add_parser("bench", help="time an operator's implementations, a layer, a block or a model")
+    bench = commands.add_parser("bench", help="time an operator's implementations, a model or a part of it")
     bench.add_argument(
-        "--level", choices=["kernel", "layer", "block", "model"], default="kernel", help="default: kernel"
+        "--level", choices=["kernel", "layer", "block", "model", "training"], default="kernel", help="default: kernel"
     )
     bench.add_argument(
         "--backend", action="append", metavar="CHOICE",
         help='of a kernel "triton", "triton:naive" or "triton:*"; of a model "torch,rmsnorm=triton"; may be repeated',
     )  # fmt: skip
+    bench.add_argument("--peers", action="store_true", help="time the peers that are installed too")
     bench.add_argument("--dtype", default="bfloat16", help="default: bfloat16")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     bench.add_argument("--csv", type=Path, metavar="FILE", help="write the rows")
@@ -81,13 +84,12 @@ def _parser() -> argparse.ArgumentParser:
         "--shape", action="append", help="such as 16384x4096, or a name that `lab ops OP` lists; may be repeated"
     )
     kernel.add_argument("--direction", choices=["forward", "backward", "both"], help="default: forward")
-    kernel.add_argument("--peers", action="store_true", help="time the peers that are installed too")
-    model = bench.add_argument_group("of a layer, a block or a model")
+    model = bench.add_argument_group("of a layer, a block, a model or a training step")
     model.add_argument("--model", help="a shape's name, such as llama3.2-1b")
     model.add_argument("--module", help="self_attn, post_attention_layernorm or mlp (default: each of them)")
     model.add_argument("--phase", choices=["prefill", "decode"], help="default: both")
     model.add_argument("--batch", type=int, metavar="N", help="sequences (default: 1)")
-    model.add_argument("--tokens", type=int, metavar="N", help="of a prompt, or in the cache (default: 2048 or fewer)")
+    model.add_argument("--tokens", type=int, metavar="N", help="of each, or in the cache (default: 2048 or fewer)")
     model.add_argument("--compile", action="store_true", help="time it under torch.compile too")
     bench.set_defaults(command=_bench)
 
@@ -108,8 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--html", action="store_true", help="one HTML page instead of Markdown")
     report.set_defaults(command=_report)
 
+    train = commands.add_parser("train", help="train a model")
+    train.add_argument("config", type=Path, metavar="CONFIG.yaml", help="see `lab.training.config`")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    train.add_argument("--output", type=Path, metavar="DIR", help="default: runs/CONFIG")
+    train.set_defaults(command=_train)
+
     generate = commands.add_parser("generate", help="continue a text")
-    generate.add_argument("--model", required=True, type=Path, metavar="FOLDER", help="a Hugging Face folder")
+    generate.add_argument("--model", type=Path, metavar="FOLDER", help="a Hugging Face folder (default: the lab's own)")
     generate.add_argument("--prompt", required=True, metavar="TEXT")
     generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: 128")
     generate.add_argument("--temperature", type=float, default=0.0, help="0, the default, takes the likeliest token")
@@ -245,7 +253,7 @@ def _describe(name: str) -> dict:
 # lab bench ----------------------------------------------------------------------------------------------------------
 
 
-OF_KERNEL = ("op", "shape", "direction", "peers")
+OF_KERNEL = ("op", "shape", "direction")
 OF_MODEL = ("model", "module", "phase", "batch", "tokens", "compile")
 
 
@@ -255,7 +263,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     of_kernel = arguments.level == "kernel"
     for name in OF_MODEL if of_kernel else OF_KERNEL:
         if getattr(arguments, name) is not None and getattr(arguments, name) is not False:
-            raise ValueError(f"--{name} goes with --level {'layer, block or model' if of_kernel else 'kernel'}")
+            raise ValueError(f"--{name} {'goes' if not of_kernel else 'does not go'} with --level kernel")
     if not of_kernel:
         experiments = [_ad_hoc_model(arguments)]
     elif arguments.smoke or arguments.op:
@@ -315,11 +323,14 @@ def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:
     """The same where the arguments are about a model."""
     from lab.benchmark import config
     from lab.benchmark.models import PHASES
+    from lab.benchmark.peers import MODEL_PEERS
     from lab.core.config import MODELS
     from lab.core.cost import LAYERS
 
     if arguments.level != "layer" and arguments.module:
         raise ValueError("--module goes with --level layer")
+    if arguments.level == "training" and arguments.phase:
+        raise ValueError("--phase does not go with --level training")
     name = arguments.model or ("tiny" if arguments.smoke else None)
     if name not in MODELS:
         is_it = f"is {name!r}" if name else "is missing"
@@ -333,18 +344,17 @@ def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:
         "tokens": tokens if arguments.tokens is None else arguments.tokens,
         "dtype": arguments.dtype,
     }
-    workloads = [
-        {"level": arguments.level, "phase": phase, **sizes, **module}
-        for module in modules
-        for phase in ([arguments.phase] if arguments.phase else PHASES)
-    ]
+    phases: list[dict] = [{"phase": phase} for phase in ([arguments.phase] if arguments.phase else PHASES)]
+    if arguments.level == "training":
+        phases = [{}]
+    workloads = [{"level": arguments.level, **sizes, **module, **phase} for module in modules for phase in phases]
     return config.parse(
         f"bench-{name}",
         {
             "seed": 0,
             "samples": {"min": 5, "max": 10} if arguments.smoke else {"min": 20, "max": 60},
             "models": {name: workloads},
-            "backends": arguments.backend or ["torch", "auto"],
+            "backends": (arguments.backend or ["torch", "auto"]) + (list(MODEL_PEERS) if arguments.peers else []),
             "compile": [False, True] if arguments.compile else [False],
         },
     )
@@ -364,7 +374,7 @@ def _without_gpu(bench: list[Experiment]) -> int:
 
 
 def _print_record(record: Record) -> None:
-    from lab.benchmark.tables import ladder_table, model_table
+    from lab.benchmark.tables import ladder_table, model_table, trap_table
 
     c = record.ceilings
     product = f"{c.matmul_dtype} product {c.matmul_tflops:.0f} TFLOP/s"
@@ -375,6 +385,9 @@ def _print_record(record: Record) -> None:
     for workload in record.model_workloads():
         print()
         print(model_table(record, workload).text())
+    for trap in record.traps:
+        print()
+        print(trap_table(trap).text())
     for row in record.all_rows:
         if row.error:
             _wrapped(f"not timed: {row}: ", row.error, "")
@@ -407,16 +420,33 @@ def _csv_text(measured: list[Record]) -> str:
 
 
 def _record(arguments: argparse.Namespace) -> int:
-    from lab.benchmark import config, experiments
+    from lab.benchmark import config, experiments, training_runs
     from lab.profiling import resources
 
     if arguments.resources:
         print(f"wrote {resources.publish(arguments.experiment, arguments.output)}")
         return 0
+    if arguments.experiment in training_runs.names():
+        return _record_training(arguments)
     record = experiments.run(config.load(arguments.experiment))
     path = experiments.publish(record, arguments.output)
     _print_record(record)
     print(f"\nwrote {path}")
+    return 0
+
+
+def _record_training(arguments: argparse.Namespace) -> int:
+    from lab.benchmark import training_runs
+
+    path = training_runs.record(arguments.experiment, arguments.output)
+    found = training_runs.read_record(path)
+    print(training_runs.table(found).text())
+    if found.bigram_loss is not None:
+        print(f"a bigram model's validation loss: {found.bigram_loss:.4f}")
+    for run in found.runs:
+        if run.error:
+            _wrapped(f"did not end: {run.backend}, seed {run.seed}: ", run.error, "")
+    print(f"wrote {path}")
     return 0
 
 
@@ -445,6 +475,27 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+# lab train ----------------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from lab.benchmark.ceilings import measure_ceilings
+    from lab.benchmark.timing import ColdSampler
+    from lab.training import load, metrics, train
+
+    config = load(arguments.config)
+    run = arguments.output or Path("runs") / arguments.config.stem
+    peak_flops = None
+    with suppress(CannotTime):  # then there is no MFU to show
+        peak_flops = measure_ceilings(ColdSampler()).matmul_tflops * 1e12
+    path = train(config, run, arguments.resume, peak_flops)
+    first, *entries = metrics.read(run)
+    losses = [entry["validation_loss"] for entry in entries if "validation_loss" in entry]
+    bigram = first["run"]["bigram_loss"]
+    print(f"wrote {path}: validation loss {losses[-1]:.3f}{f', a bigram model {bigram:.3f}' if bigram else ''}")
+    return 0
+
+
 # lab generate, export, profile ---------------------------------------------------------------------------------------
 
 
@@ -469,9 +520,13 @@ def _load(arguments: argparse.Namespace, backend: str) -> LLM:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from lab.core import Sampling, generate_text
+    from lab.core import Sampling, checkpoint, generate_text
 
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    if arguments.model is None:
+        arguments.model = checkpoint.SHIPPED / OWN_MODEL
+        if not arguments.model.is_dir():
+            raise ValueError("--model is missing, and this lab comes with no model; expected a folder")
     model = _load(arguments, arguments.backend)
     for piece in generate_text(model, arguments.prompt, arguments.max_new_tokens, sampling):
         print(piece, end="", flush=True)

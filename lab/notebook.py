@@ -60,16 +60,20 @@ def code(*functions: object) -> str:
     return "```python\n" + "\n\n\n".join(textwrap.dedent(source).rstrip() for source in sources) + "\n```"
 
 
-def cuda_code(path: Path, first: str, last: str) -> str:
-    """The lines of a CUDA C++ file from the one that starts with `first` up to the one before `last`, as Markdown.
+def cuda_code(path: Path, first: str, last: str | None = None) -> str:
+    """The lines of a CUDA C++ file from the one that starts with `first` up to the one before `last`, as Markdown; None
+    means up to the end.
 
     Raises ValueError if either is missing.
     """
     lines = path.read_text().splitlines()
     begin = next((i for i, line in enumerate(lines) if line.startswith(first)), None)
-    end = next((i for i, line in enumerate(lines) if begin is not None and i > begin and line.startswith(last)), None)
-    if begin is None or end is None:
-        raise ValueError(f"{path.name} has no line that starts with {first!r}, followed by one with {last!r}")
+    if begin is None:
+        raise ValueError(f"{path.name} has no line that starts with {first!r}")
+    after = range(begin + 1, len(lines))
+    end = len(lines) if last is None else next((i for i in after if lines[i].startswith(last)), None)
+    if end is None:
+        raise ValueError(f"{path.name} has no line that starts with {last!r} after the one with {first!r}")
     return "```cpp\n" + "\n".join(lines[begin:end]).rstrip() + "\n```"
 
 

@@ -377,6 +377,13 @@ def test_compiled_peers_run_backward_again_and_again():
         candidates.Expected(inputs).check(call())
 
 
+@pytest.mark.parametrize("op", [op for op in registry.operators() if "torch eager" in peers(op)])
+def test_pytorchs_own_peer_computes_the_operator(op):
+    workload = candidates.Workload(op, next(iter(registry.operator(op).tiny_shapes), (3, 7)), "float32", "both")
+    inputs = candidates.Inputs(workload, torch.device("cpu"), 0)
+    candidates.Expected(inputs).check(inputs.call_of_peer(peers(op)["torch eager"].make())())
+
+
 def test_a_peer_that_is_absent_or_broken_says_so():
     def broken():
         raise AttributeError("no such thing")
@@ -443,7 +450,7 @@ def test_a_record_cannot_hold_nan(record, tmp_path):
         replace(record, rows=(replace(record.rows[0], graph_us=float("nan")),)).write(tmp_path / "r.json")
 
 
-PUBLISHED = sorted((LAB.parent / "book" / "experiments").glob("*/results/*.json"))
+PUBLISHED = [path for _, path in report.all_records()]
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parents[1].name}/{path.name}")
@@ -604,7 +611,7 @@ def test_of_a_rung_without_passes_the_module_of_its_function_counts():
 @pytest.mark.parametrize("name", config.names())
 def test_the_experiments_of_this_repository_are_valid(name):
     experiment = config.load(name)
-    assert experiment.workloads or experiment.models
+    assert experiment.workloads or experiment.models or experiment.traps
 
 
 def changed(**changes):
@@ -797,6 +804,16 @@ def test_figures_are_the_same_each_time_and_speak(record):
     assert changed.svg != first.svg
     with pytest.raises(ValueError, match="no time"):
         figures.ladder(record, "rmsnorm", "forward", (1, 1))
+
+
+def test_the_figure_of_times_says_what_was_measured(record):
+    drawn = figures.times(record, "rmsnorm", "forward", (200, 64), ["fake:right"])
+    row = record.select("rmsnorm", "forward", (200, 64), "fake:right")[0]
+    assert f"floor is {row.floor_us:.0f}: fake:right {row.timing.median_us:.0f}" in drawn.alt
+    assert f">{row.timing.median_us:.0f}</text>" in drawn.svg
+    for label in ("fake:wrong", "nobody"):  # one without a time, one that is not there
+        with pytest.raises(ValueError, match=f"no time of {label} for rmsnorm forward 200x64"):
+            figures.times(record, "rmsnorm", "forward", (200, 64), [label])
 
 
 def test_figures_do_not_depend_on_the_readers_settings(record):

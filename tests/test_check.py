@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lab.backends.hardware import ARCHITECTURES, assume
 from lab.backends.registry import operator
 from lab.benchmark import timing
 from lab.benchmark.ceilings import Ceilings
@@ -42,6 +43,11 @@ class WRONG:
     TRITON = wrong_answers("TRITON")
     CUDA_COMPILED = wrong_answers("CUDA_COMPILED")
     CUDA_RUN = wrong_answers("CUDA_RUN")
+
+
+def wrong_answer(exercise: str, mistake: str):
+    every = [*WRONG.TRITON, *WRONG.CUDA_COMPILED]
+    return next(wrong for wrong in every if (wrong.exercise, wrong.mistake) == (exercise, mistake))
 
 
 def functions(path: Path) -> dict:
@@ -100,7 +106,7 @@ def test_solution_passes(name, solutions):
     report = check(name, solutions[name])
     assert report.status == PASSED, report
     assert "bytes moved" in report.held
-    assert "bandwidth (this machine has no GPU)" in report.unchecked
+    assert f"{exercises()[name].budget.on_a_gpu} (this machine has no GPU)" in report.unchecked
 
 
 @pytest.mark.cpu
@@ -123,7 +129,8 @@ def test_calculation_passes(name, solutions):
 def test_solution_passes_on_a_gpu(name, solutions):
     report = check(name, solutions[name])
     assert report.status == PASSED, report
-    assert "bandwidth" in report.held
+    budget = exercises()[name].budget
+    assert budget is None or budget.on_a_gpu in report.held or "no tensor cores" in report.unchecked[0]
 
 
 # wrong answers are caught by name -------------------------------------------------------------------------------------
@@ -192,26 +199,56 @@ def test_the_turning_batch_is_the_first_that_is_compute_bound():
 
 @pytest.mark.cpu
 @pytest.mark.parametrize(
-    "mistake",
-    ["masks nothing", "stores without a mask", "uses x's stride for y", "ignores x's stride", "writes into x"],
+    "exercise, mistake",
+    [
+        ("rmsnorm.forward", "masks nothing"),
+        ("rmsnorm.forward", "stores without a mask"),
+        ("rmsnorm.forward", "uses x's stride for y"),
+        ("rmsnorm.forward", "ignores x's stride"),
+        ("rmsnorm.forward", "writes into x"),
+        ("linear.tiled", "loads past the end of k"),
+        ("linear.tiled", "stores past the last column"),
+        ("linear.split_k", "the last part ends with a whole piece"),
+        ("linear.dw", "loads rows past the last"),
+    ],
 )
-def test_guard_zones_alone_catch_it_by_the_same_name(mistake, tmp_path, monkeypatch):
+def test_guard_zones_alone_catch_it_by_the_same_name(exercise, mistake, tmp_path, monkeypatch):
     """On a GPU no load or store can be watched: what was read from and written to the guard zones has to tell."""
     monkeypatch.setattr(Watch, "touched", lambda *_: None)
-    caught(next(wrong for wrong in WRONG.TRITON if wrong.mistake == mistake), tmp_path)
+    caught(wrong_answer(exercise, mistake), tmp_path)
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize("name, says", [("rmsnorm.forward", "of its bandwidth"), ("linear.tiled", "of its speed")])
 @pytest.mark.parametrize("fraction, holds", [(0.4, True), (0.6, False)])
-def test_bandwidth_budget(fraction, holds, solutions, monkeypatch):
-    """A kernel that takes twice a copy's time runs at half its bandwidth. (The clock is made up.)"""
-    times = {"copy": SimpleNamespace(median_us=10.0), "yours": SimpleNamespace(median_us=20.0)}
-    monkeypatch.setattr(timing, "measure", lambda candidates: {name: times[name] for name in candidates})
-    exercise = exercises()["rmsnorm.forward"]
-    budget = replace(exercise.budget, gpu_shape=(64, 64), fraction=fraction)
-    _, violation = Examination(replace(exercise, budget=budget), solutions[exercise.name]).bandwidth(budget)
+def test_budget_of_time(name, says, fraction, holds, solutions, monkeypatch):
+    """A kernel that takes twice as long as a copy, or as PyTorch, runs at half its pace. (The clock is made up; both
+    are called.)"""
+    times = {"peer": SimpleNamespace(median_us=10.0), "yours": SimpleNamespace(median_us=20.0)}
+
+    def measure(candidates: dict) -> dict:
+        assert set(candidates) == set(times)
+        for run in candidates.values():
+            run()
+        return times
+
+    monkeypatch.setattr(timing, "measure", measure)
+    exercise = exercises()[name]
+    shape = (64, 64, 64)[: len(exercise.budget.gpu_shape)]
+    budget = replace(exercise.budget, gpu_shape=shape, fraction=fraction)
+    _, violation = Examination(replace(exercise, budget=budget), solutions[exercise.name]).pace(budget)
     assert (violation is None) == holds
-    assert holds or "50% of its bandwidth" in violation.text
+    assert holds or f"50% {says}" in violation.text
+
+
+def test_no_speed_is_asked_for_where_triton_lacks_pytorchs_instructions():
+    exercise = exercises()["linear.tiled"]
+    examination = Examination(exercise, lambda **_: pytest.fail("was timed"))
+    examination.device = torch.device("cuda")
+    with assume(ARCHITECTURES["sm_75"]):
+        report = examination.within_budget(exercise.budget, ["formula"])
+    assert report.status == PASSED and report.held == ["formula"]
+    assert report.unchecked == ["speed (on T4 Triton has no tensor cores, PyTorch has)"]
 
 
 # reports --------------------------------------------------------------------------------------------------------------
@@ -219,7 +256,7 @@ def test_bandwidth_budget(fraction, holds, solutions, monkeypatch):
 
 @pytest.mark.cpu
 def test_report_shows_the_first_wrong_place(tmp_path):
-    wrong = next(wrong for wrong in WRONG.TRITON if wrong.mistake == "mean over the block")
+    wrong = wrong_answer("rmsnorm.forward", "mean over the block")
     text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
     assert "smallest case x 1x3 float32" in text  # the smallest row that no block fits
     assert re.search(r"y\[0, 0\]: yours \S+, expected \S+, difference \S+ \(allowed: \S+\)", text)
@@ -229,7 +266,7 @@ def test_report_shows_the_first_wrong_place(tmp_path):
 
 @pytest.mark.cpu
 def test_report_points_at_the_access_out_of_bounds(tmp_path):
-    wrong = next(wrong for wrong in WRONG.TRITON if wrong.mistake == "stores without a mask")
+    wrong = wrong_answer("rmsnorm.forward", "stores without a mask")
     text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
     assert "tl.store(y + row * columns + column, value * r * w)" in text
     assert "writes 1 of 4 elements outside every tensor of the launch; the first is y + 3" in text.replace(
@@ -238,8 +275,45 @@ def test_report_points_at_the_access_out_of_bounds(tmp_path):
 
 
 @pytest.mark.cpu
+@pytest.mark.parametrize(
+    "exercise, mistake, found",
+    [
+        ("linear.tiled", "one program for all tiles", "program 0 writes to 3 tiles of y; expected one"),
+        ("linear.tiled", "tiles of 32", "2 programs were launched; expected 3"),
+        ("linear.tiled", "pieces of four tiles", "the largest load or store has 1024 elements; a tile has 256"),
+        (
+            "linear.grouped",
+            "tells one order and has another",
+            "the tile of y that order[0, 1] stands for was computed by program 1; order says 2",
+        ),
+        (
+            "linear.split_k",
+            "the first part is all of k",
+            "program 0 reads 64 of the weight's 64 columns; a part has 16 at most",
+        ),
+        (
+            "linear.split_k",
+            "atomics, and memory that nobody uses",
+            "two programs of a launch write to the same element of the sums' memory",
+        ),
+        ("linear.split_k", "a launch for each part", "1, 1, 1, 1 programs were launched; expected 4"),
+        ("linear.dw", "loads dy again for db", "dy is read 4 times; the budget says 2"),
+        ("linear.dw", "db stored by every column of tiles", "db is written 2 times; the budget says 1"),
+        (
+            "linear.tile_cuda",
+            "a tile for each thread",
+            "a block has 0 bytes of shared memory; what it is asked to keep there takes 2048",
+        ),
+    ],
+)
+def test_report_says_what_the_programs_do(exercise, mistake, found, tmp_path):
+    text = str(check(exercise, mistaken(wrong_answer(exercise, mistake), tmp_path)))
+    assert found in re.sub(r"\s+", " ", text), text
+
+
+@pytest.mark.cpu
 def test_an_exception_is_shown_with_the_learners_own_lines(tmp_path):
-    report = check("rmsnorm.forward", mistaken(WRONG.TRITON[0], tmp_path))
+    report = check("rmsnorm.forward", mistaken(wrong_answer("rmsnorm.forward", "raises"), tmp_path))
     assert "return y / undefined" in str(report)
     assert "NameError: name 'undefined' is not defined" in str(report)
     assert "Traceback" not in str(report) and "lab/check" not in str(report)
@@ -247,7 +321,7 @@ def test_an_exception_is_shown_with_the_learners_own_lines(tmp_path):
 
 @pytest.mark.cpu
 def test_a_compile_error_is_nvrtcs_first_with_the_line(tmp_path):
-    wrong = next(wrong for wrong in WRONG.CUDA_COMPILED if wrong.mistake == "a syntax error")
+    wrong = wrong_answer("rmsnorm.cuda", "a syntax error")
     text = str(check(wrong.exercise, mistaken(wrong, tmp_path)))
     assert re.search(r'found +source\(\d+\): error: expected a ";"', text)
     assert text.count("error:") == 1
@@ -255,7 +329,7 @@ def test_a_compile_error_is_nvrtcs_first_with_the_line(tmp_path):
 
 @pytest.mark.cpu
 def test_the_hint_is_held_back_and_shows_no_code(tmp_path, capsys):
-    report = check("rmsnorm.forward", mistaken(WRONG.TRITON[0], tmp_path))
+    report = check("rmsnorm.forward", mistaken(wrong_answer("rmsnorm.forward", "raises"), tmp_path))
     assert report.hint_text not in str(report)
     report.hint()
     assert capsys.readouterr().out.split() == report.hint_text.split()
@@ -264,7 +338,7 @@ def test_the_hint_is_held_back_and_shows_no_code(tmp_path, capsys):
 @pytest.mark.cpu
 def test_two_reports_of_one_function_are_equal(tmp_path):
     """Inputs are drawn from fixed seeds: a learner who changes nothing sees nothing change."""
-    fn = mistaken(WRONG.TRITON[10], tmp_path)
+    fn = mistaken(wrong_answer("rmsnorm.forward", "masks nothing"), tmp_path)
     assert str(check("rmsnorm.forward", fn)) == str(check("rmsnorm.forward", fn))
 
 
@@ -373,6 +447,12 @@ def test_progress_is_listed_by_chapter(folder, capfd):
     assert re.search(r'^  FAILED      roofline.floor_us .*\n +at "operations too"$', second, re.M)
     assert re.search(r"^  unanswered  roofline.bound ", second, re.M)
     assert str(check()) in second  # and so it reads in a notebook
+
+
+def test_every_exercise_is_unanswered_at_first(folder):
+    for path in (ROOT / "exercises").glob("*.py"):
+        (folder / path.name).write_text(path.read_text())
+    assert set(check().verdicts.values()) == {progress.UNANSWERED}
 
 
 @pytest.mark.cpu

@@ -1,4 +1,4 @@
-"""The work of a forward pass, against what a model really calls and reads."""
+"""The work of a forward pass and of a training step, against what a model really calls and reads."""
 
 import re
 import sys
@@ -29,7 +29,7 @@ phases = pytest.mark.parametrize("batch, new, context", PHASES.values(), ids=PHA
 def contract_shape(op: str, tensors) -> tuple[int, ...]:
     """The shape, in the contract's terms, of a call with these tensors."""
     first = tensors[0]
-    if op in ("rmsnorm", "add_rmsnorm", "swiglu"):
+    if op in ("rmsnorm", "add_rmsnorm", "swiglu", "cross_entropy"):
         return first.numel() // first.shape[-1], first.shape[-1]
     if op == "linear":
         return first.numel() // first.shape[-1], *tensors[1].shape
@@ -181,11 +181,44 @@ def test_flops_written_out():
     assert costs.forward_cost(config, "model", batch, new, torch.bfloat16, context).flop_terms == expected
 
 
-def test_an_absent_tensor_costs_nothing():
+@configs
+def test_training_calls_what_is_told(config, monkeypatch):
+    model = LLM(config).use("torch")
+    spy = Spy(model, monkeypatch)
+    ids = torch.randint(config.vocab_size, (2, 9))
+    model.loss(ids, ids)
+    assert spy.calls == told(costs.training_calls(config, 2, 9))
+
+
+def test_training_flops_written_out():
+    """The tiny shape in words of its own: vocabulary 256, width 64, 2 layers of 4 heads and 2 key-value heads of 16, an
+    MLP of 160; 8 tokens of 3 sequences."""
+    layer = 6 * 64 * (64 + 32 + 32 + 64 + 3 * 160)  # forward, and twice that backward
+    layer += 4 * (8 * 9 // 2) / 8 * (4 * 16 + 5 + 10 * 16 + 6) + 2 * 4 * 16  # a pair of tokens in a head; dO times O
+    layer += 2 * 3 * (64 + 32)  # RoPE
+    layer += (4 + 11) * 160  # SwiGLU
+    layer += 2 * ((4 + 9 + 2) * 64 + 8)  # both norms, with their additions
+    head = 6 * 64 * 256 + (4 + 3) * 256 + 5
+    token = 2 * layer + (4 + 9) * 64 + 8 + head
+    # The first layer's first norm adds nothing: that makes one plain norm, and four with an addition, the last one too.
+    assert costs.training_cost(TINY, 3, 8, torch.float32).flops == 3 * 8 * token
+
+
+@pytest.mark.parametrize("dtype, copies", [(torch.float32, 0), (torch.bfloat16, 2)])
+def test_training_bytes_are_those_of_what_a_step_must_keep(dtype, copies):
+    """Float32 weights and AdamW's two moments, read and written; the model's copies of the weights if they are not
+    float32; and the tokens."""
+    model = LLM(TINY)
+    kept = sum(weight.numel() for weight in model.parameters()) * (3 * 4 + copies)
+    assert costs.training_cost(TINY, 3, 8, dtype).bytes == 2 * kept + 2 * 8 * 3 * 8
+
+
+@pytest.mark.parametrize("direction, flops, numbers", [("forward", 3 * 5, 5), ("backward", 3 * 5, 5), ("both", 30, 10)])
+def test_an_absent_tensor_costs_nothing(direction, flops, numbers):
     with_bias = costs.OperatorCall("", "linear", (3, 5, 7))
     without = replace(with_bias, absent=("bias",))
-    cost, less = with_bias.cost(torch.float16), without.cost(torch.float16)
-    assert (cost.flops - less.flops, cost.bytes - less.bytes) == (3 * 5, 2 * 5)
+    cost, less = with_bias.cost(torch.float16, direction), without.cost(torch.float16, direction)
+    assert (cost.flops - less.flops, cost.bytes - less.bytes) == (flops, 2 * numbers)
     assert (with_bias.weights, without.weights) == (5 * 7 + 5, 5 * 7)
 
 

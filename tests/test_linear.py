@@ -20,7 +20,7 @@ from lab.profiling import resources
 
 LINEAR = registry.operator("linear")
 LADDERS = {backend: registry.ladder("linear", backend) for backend in ("triton", "cuda")}
-MANY_TILES = (1153, 300, 17) if ON_GPU else (1060, 70, 5)
+MANY_TILES = (1153, 600, 1000) if ON_GPU else (1060, 70, 5)
 SPLIT = (16, 24, 3000) if ON_GPU else (16, 24, 300)
 every = pytest.mark.parametrize("implementation", [rung for rung in HERE if rung.operator == "linear"], ids=str)
 bests = pytest.mark.parametrize("best", [best for (op, _), best in BEST.items() if op == "linear"], ids=str)
@@ -56,9 +56,10 @@ def test_odd_sizes(best, dtype, seed):
 
 
 @every
-def test_many_tiles(implementation, seed):
+@pytest.mark.parametrize("dtype", [torch.float32, HALF[-1]], ids=str)
+def test_many_tiles(implementation, dtype, seed):
     """More rows of tiles than a group has, so that the last group is lower, and more tiles than programs."""
-    check_error(implementation, *tried(MANY_TILES, torch.float32, seed))
+    check_error(implementation, *tried(MANY_TILES, dtype, seed))
 
 
 @every

@@ -1,15 +1,20 @@
 """Benchmarks of a model, a block and a layer, on a machine with no GPU: times are faked, all else runs, on the tiny
 shape."""
 
+import copy
 import csv
 import io
 import json
+import math
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
+from importlib import metadata
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_benchmark import CEILINGS, ENVIRONMENT
 from test_benchmark import CONFIG as OPERATORS
 
@@ -18,11 +23,13 @@ from lab.backends import registry
 from lab.backends.hardware import default_device
 from lab.backends.registry import BackendUnavailable, Implementation
 from lab.backends.triton import rmsnorm as triton_rmsnorm
-from lab.benchmark import config, experiments, figures, model_runs, records, report, tables, timing
+from lab.benchmark import config, experiments, figures, model_runs, peers, records, report, tables, timing
+from lab.benchmark import fingerprint as fingerprints
 from lab.benchmark.candidates import WrongResult
-from lab.benchmark.model_runs import ForwardPass, NotRun
+from lab.benchmark.model_runs import ForwardPass, NotRun, TrainingStep
 from lab.benchmark.models import PHASES, ModelWorkload
 from lab.core import MODELS, KVCache
+from lab.core import cost as costs
 from lab.core.cost import LAYERS
 from lab.core.model import AddRMSNorm
 
@@ -243,6 +250,7 @@ def test_what_did_not_run_is_found(compile):
 # A whole run, with fake times -----------------------------------------------------------------------------------------
 
 ENTRY = {"level": "model", "phase": "decode", "batch": 2, "tokens": 6, "dtype": "float32"}
+STEP = {"level": "training", "batch": 2, "tokens": 6, "dtype": "float32"}
 CONFIG = {
     "seed": 0,
     "samples": {"min": 5, "max": 6},
@@ -256,6 +264,7 @@ CONFIG = {
     "backends": ["torch", SWAPPED, "torch,add_rmsnorm=fake:wrong", "torch,swiglu=fake", "torch,linear=fake"],
     "compile": [False, True],
 }
+FEW = CONFIG | {"samples": {"min": 2, "max": 2}}
 US = 5000.0
 
 
@@ -421,7 +430,7 @@ def test_a_choice_that_another_backend_answers_is_an_error(fakes, monkeypatch):
     monkeypatch.setattr(AddRMSNorm, "backend", stubborn, raising=False)
     raw = CONFIG | {"models": {"tiny": [ENTRY]}, "backends": [SWAPPED]}
     for row in experiments.run(config.parse("fake", raw), instruments(), progress=False).models:
-        assert row.error.startswith("NotRun: add_rmsnorm ran on ") and row.timing is None
+        assert row.error.startswith("NotRun: add_rmsnorm forward ran on ") and row.timing is None
 
 
 def test_operators_and_models_go_into_one_record(fakes):
@@ -571,7 +580,10 @@ def without(raw, *keys):
 @pytest.mark.parametrize(
     "raw, message",
     [
-        (without(CONFIG, "models", "backends", "compile"), "^config.operators is missing, and so is config.models"),
+        (
+            without(CONFIG, "models", "backends", "compile"),
+            "^config.operators, config.models and config.traps are missing",
+        ),
         (without(CONFIG, "backends"), "^config.backends is missing"),
         (without(CONFIG, "compile"), "^config.compile is missing"),
         (without(CONFIG, "models"), "^config.models is missing"),
@@ -583,7 +595,14 @@ def without(raw, *keys):
         (changed(models={"llama9": [ENTRY]}), "^models.llama9 is 'llama9'; expected one of llama3-8b, "),
         (changed(models={"tiny": [3]}), r"^models.tiny\[0\] is 3; expected a mapping"),
         (changed(models={"tiny": [ENTRY, ENTRY]}), "^models is .*; expected no workload twice"),
-        (changed({"level": "head"}), r"^models.tiny\[0\].level is 'head'; expected one of layer, block, model"),
+        (changed({"level": "head"}), r"^models.tiny\[0\].level is 'head'; expected one of layer, block, model, tr"),
+        (changed({"level": "training"}), r"^models.tiny\[0\].phase is not a key; expected batch, dtype, level, tokens"),
+        (changed(models={"tiny": [STEP | {"tokens": 1}]}), r"^models.tiny\[0\].tokens is 1; expected a whole number"),
+        (changed(models={"tiny": [STEP | {"tokens": 257}]}), r"^models.tiny\[0\].tokens is 257; expected at most 256"),
+        (
+            changed(models={"tiny": [STEP | {"dtype": "float64"}]}),
+            r"^models.tiny\[0\].dtype is 'float64'; expected one",
+        ),
         (changed({"level": ["model"]}), r"^models.tiny\[0\].level is \['model'\]"),
         (changed({"phase": "train"}), r"^models.tiny\[0\].phase is 'train'; expected one of prefill, decode"),
         (changed({"dtype": "int8"}), r"^models.tiny\[0\].dtype is 'int8'"),
@@ -630,9 +649,175 @@ def test_the_experiments_about_models(name):
     experiment = config.load(name)
     assert "torch" in experiment.backends and False in experiment.compile
     called = {call.operator for workload in experiment.models for call in workload.calls}
-    for choice in experiment.backends:
+    for choice in set(experiment.backends) - set(peers.MODEL_PEERS):
         assert set(registry.parse_choice(choice)) - {""} <= called
-    assert {workload.model for workload in experiment.models} == {"llama3.2-1b", "llama3-8b-4-layers"}
+    assert {workload.model for workload in experiment.models} <= {"llama3.2-1b", "llama3-8b-4-layers"}
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def step_of(dtype="float32", seed=0) -> TrainingStep:
+    return TrainingStep(ModelWorkload("tiny", "training", None, None, 2, 6, dtype), DEVICE, seed)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_timed_step_is_a_training_step(compile, compile_with):
+    compile_with("aot_eager")
+    task = step_of(seed=3)
+    before = {name: weight.detach().clone() for name, weight in task.model.named_parameters()}
+    plain = copy.deepcopy(task.model).use("torch")
+    call = task.call_of("torch", compile)
+    first, again = task.results(call), task.results(call)
+    loss = plain.loss(*task.arguments)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+    assert set(first) == {"loss", "the norm of the gradient", *(f"the gradient of {name}" for name in before)}
+    for name, weight in plain.named_parameters():
+        for found in (first, again):
+            assert torch.allclose(found[f"the gradient of {name}"], weight.grad, atol=1e-5), name
+        own = task.optimizer.weights[name]
+        assert torch.equal(own, before[name]) and task.optimizer.adamw.state[own]["step"] == 2
+    outputs = [output.item() for output in call()]
+    assert outputs == pytest.approx([loss.item(), norm.item()], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype, bytes_each", [("float32", 12), ("bfloat16", 14)])
+def test_the_memory_of_training(dtype, bytes_each):
+    assert step_of(dtype).weights == bytes_each * MODELS["tiny"].parameters
+
+
+def twice(x):
+    """x, with twice the gradient."""
+    return x + (x - x.detach())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_wrong_pass_is_found_in_training(dtype, ladders):
+    task = step_of(dtype)
+    expected = task.results(task.call_of("torch", False))
+    task.check(task.results(task.call_of("torch", False)), expected)
+    forward = WRONG | {"cross_entropy": lambda loss: 1.25 * loss}
+
+    def backward(outputs):
+        return tuple(map(twice, outputs)) if isinstance(outputs, tuple) else twice(outputs)
+
+    for op in {call.operator for call in task.workload.calls}:
+        for result in (forward[op], backward):
+            ladders("fake", {op: wrong(op, result)})
+            with pytest.raises(WrongResult, match="is off torch eager's by"):
+                task.check(task.results(task.call_of(f"torch,{op}=fake", False)), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_candidate_that_breaks_down_leaves_the_others_alone(ladders, dtype):
+    """All share their weights, and the optimizer's."""
+
+    class Raises(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, dx):
+            raise RuntimeError("too many resources requested for launch")
+
+    ladders("fake", {"swiglu": wrong("swiglu", Raises.apply), "linear": wrong("linear", lambda y: math.nan * y)})
+    choices = ["torch,linear=fake", "torch,swiglu=fake", "torch"]
+    raw = CONFIG | {"models": {"tiny": [STEP | {"dtype": dtype}]}, "backends": choices, "compile": [False]}
+    spoils, raises, right = experiments.run(config.parse("fake", raw), instruments(), progress=False).models
+    assert raises.error == "RuntimeError: too many resources requested for launch" and right.error is None
+    assert re.fullmatch("WrongResult: the gradient of .* is missing or not finite", spoils.error)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_both_passes_of_what_was_chosen_ran(compile, compile_with):
+    compile_with("aot_eager")
+    task = step_of()
+    chosen, trace = task.implementations(SWAPPED, DEVICE), ran(task, SWAPPED, compile)
+    task.check_ran(trace, chosen, compile)
+    backward = [call for call in trace if call.direction == "backward"]
+    assert len(backward) == 5 and {call.backend for call in backward} == {"triton"}
+    for changed in ([call for call in trace if call not in backward], trace[:-1], [*trace, trace[-1]]):
+        with pytest.raises(NotRun, match=r"rmsnorm backward ran on triton:\w+ \d times; expected \d"):
+            task.check_ran(changed, chosen, compile)
+
+
+def test_a_record_of_training(ladders, tmp_path):
+    ladders("fake", {"linear": wrong("linear", WRONG["linear"])})
+    raw = FEW | {"models": {"tiny": [STEP]}, "backends": ["torch", SWAPPED, "torch,linear=fake"]}
+    record = experiments.run(config.parse("fake", raw), instruments(), progress=False)
+    record.write(tmp_path / "r.json")
+    assert records.read(tmp_path / "r.json").models[0].workload == record.models[0].workload
+    rows = rows_of(record, "training")
+    cost = costs.training_cost(MODELS["tiny"], 2, 6, torch.float32)
+    for label in ("torch eager", "torch compiled", f"{SWAPPED} eager", f"{SWAPPED} compiled"):
+        assert rows[label].error is None and rows[label].tokens_per_s == pytest.approx(2 * 6 / US * 1e6)
+        assert (rows[label].flops, rows[label].bytes) == (cost.flops, cost.bytes)
+        assert rows[label].notes == ("graph: AdamW is not captured",) and rows[label].graph_us is None
+    assert all("WrongResult" in rows[f"torch,linear=fake {how}"].error for how in ("eager", "compiled"))
+    table = tables.model_table(record, record.model_workloads()[0])
+    mfu = 100 * cost.flops / US / 1e6 / CEILINGS.matmul_tflops
+    assert table.header[:6] == ["tiny training 2x6 float32", "us", "tokens/s", "TFLOP/s", "% floor", "MFU %"]
+    assert table.rows[0][5] == f"{mfu:.1f}"
+    assert record.stale() == []
+
+
+def test_the_backward_pass_is_in_a_steps_fingerprint(monkeypatch):
+    step = step_of().workload
+    chosen = {op: str(each) for op, each in step_of().implementations(SWAPPED, DEVICE).items()}
+    before = step.fingerprint(SWAPPED, chosen, ENVIRONMENT.launchers_gpu)
+    fingerprint = fingerprints.fingerprint
+    monkeypatch.setattr(
+        fingerprints, "fingerprint", lambda rung, each, gpu: fingerprint(rung, replace(each, direction="forward"), gpu)
+    )
+    assert step.fingerprint(SWAPPED, chosen, ENVIRONMENT.launchers_gpu) != before
+
+
+@pytest.mark.parametrize("package, version", [("torch", metadata.version("torch")), ("no-such-package", None)])
+def test_a_peers_operators(package, version, monkeypatch):
+    peer = peers.Peer(package, lambda: lambda x, weight, eps: F.rms_norm(x, x.shape[-1:], weight, eps))
+    monkeypatch.setattr(peers, "peers_in_a_model", lambda op: {"liger": peer} if op == "rmsnorm" else {})
+    raw = FEW | {"models": {"tiny": [STEP, ENTRY]}, "backends": ["torch", "liger"]}
+    record = experiments.run(config.parse("fake", raw), instruments(), progress=False)
+    for part in ("training", "model"):
+        for how in ("eager", "compiled"):
+            row = rows_of(record, part)[f"liger {how}"]
+            if version is None:
+                assert row.error == "absent: no-such-package is not installed"
+            else:
+                assert row.error is None and row.implementations["rmsnorm"] == f"liger:{version}"
+                assert row.implementations["add_rmsnorm"] == "torch:eager" and row.fingerprint is None
+    assert rows_of(record, "training")["torch eager"].error is None
+    assert record.stale() == [] and "liger" not in registry.backends()
+
+
+def test_a_peer_that_writes_over_its_inputs_runs_in_models_alone():
+    for op in ("swiglu", "rope", "cross_entropy"):
+        assert "liger" in peers.peers_in_a_model(op) and "liger" not in peers.peers(op)
+    assert peers.peers_in_a_model("rmsnorm") == peers.peers("rmsnorm") and peers.peers_in_a_model("no_such") == {}
+
+
+def test_a_peer_that_has_nothing_to_give(monkeypatch):
+    monkeypatch.setattr(peers, "peers_in_a_model", lambda op: {})
+    raw = CONFIG | {"models": {"tiny": [STEP]}, "backends": ["liger"], "compile": [False]}
+    (row,) = experiments.run(config.parse("fake", raw), instruments(), progress=False).models
+    assert row.error.startswith("absent: liger has none of add_rmsnorm, attention, cross_entropy, ")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_real_run_times_training(monkeypatch, dtype):
+    monkeypatch.undo()  # Inductor itself
+    entry = STEP | {"tokens": 64, "dtype": dtype}
+    raw = CONFIG | {"models": {"tiny": [entry]}, "backends": ["torch", SWAPPED, "auto", "liger"]}
+    record = experiments.run(config.parse("real", raw), progress=False)
+    for row in record.models:
+        absent = row.error == "absent: liger-kernel is not installed"
+        assert row.error is None or absent, f"{row}: {row.error}"
+        assert absent or (row.peak_memory > 0 and row.compile_s > 0)
+    assert not record.stale()
 
 
 # Publishing and reproducing -------------------------------------------------------------------------------------------
@@ -822,14 +1007,34 @@ def test_what_bench_measures_unless_told_otherwise(bench, argv, told):
 
 
 @pytest.mark.parametrize(
+    "argv, told, backends, compile",
+    [
+        ([], "tiny training 1x255 bfloat16", ("torch", "auto"), (False,)),
+        (["--tokens", "256", "--peers"], "tiny training 1x256 bfloat16", ("torch", "auto", "liger"), (False,)),
+        (
+            ["--backend", "torch", "--compile", "--batch", "4"],
+            "tiny training 4x255 bfloat16",
+            ("torch",),
+            (False, True),
+        ),
+    ],
+)
+def test_what_bench_measures_of_training(bench, argv, told, backends, compile):
+    _, experiment = bench("--level", "training", "--model", "tiny", *argv)
+    assert [str(each) for each in experiment.models] == [told]
+    assert (experiment.backends, experiment.compile) == (backends, compile)
+
+
+@pytest.mark.parametrize(
     "argv, message",
     [
         (["--level", "model"], "lab bench: --model is missing; expected one of llama3-8b, "),
         (["--level", "model", "--model", "llama9"], "lab bench: --model is 'llama9'; expected one of llama3-8b, "),
         (["--level", "block", "--model", "tiny", "--op", "rmsnorm"], "lab bench: --op goes with --level kernel"),
-        (["--level", "block", "--model", "tiny", "--peers"], "lab bench: --peers goes with --level kernel"),
-        (["--op", "rmsnorm", "--batch", "0"], "lab bench: --batch goes with --level layer, block or model"),
-        (["--op", "rmsnorm", "--compile"], "lab bench: --compile goes with --level layer, block or model"),
+        (["--level", "block", "--model", "tiny", "--shape", "1"], "lab bench: --shape goes with --level kernel"),
+        (["--level", "training", "--model", "tiny", "--phase", "decode"], "--phase does not go with --level training"),
+        (["--op", "rmsnorm", "--batch", "0"], "lab bench: --batch does not go with --level kernel"),
+        (["--op", "rmsnorm", "--compile"], "lab bench: --compile does not go with --level kernel"),
         (["--level", "model", "--model", "tiny", "--module", "mlp"], "lab bench: --module goes with --level layer"),
         (["--level", "layer", "--model", "tiny", "--module", "x"], "module is 'x'; expected one of self_attn, "),
         (["--level", "model", "--model", "tiny", "--batch", "0"], "batch is 0; expected a whole number of at least 1"),
@@ -858,6 +1063,12 @@ def test_without_a_gpu(capsys):
     assert any(line[:3] == attention for line in lines) and any(
         line[:2] == ["linear", "1x128256x2048"] for line in lines
     )
+    assert cli.main(["bench", "--smoke", "--level", "training", "--model", "llama3.2-1b", "--peers"]) == 0
+    trained = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["llama3.2-1b", "training", "1x64", "bfloat16"] in trained
+    assert any(line[:3] == ["cross_entropy", "64x128256", "1"] for line in trained)
+    cost = costs.training_cost(MODELS["llama3.2-1b"], 1, 64, torch.bfloat16)
+    assert any(line[:2] == [f"{cost.bytes / 1e6:.1f}", f"{cost.flops / 1e6:.1f}"] for line in trained)
     cost = replace(workload(tokens=64, batch=1, dtype="bfloat16"), model="llama3.2-1b").cost
     assert any(line[:2] == [f"{cost.bytes / 1e6:.1f}", f"{cost.flops / 1e6:.1f}"] for line in lines)
 

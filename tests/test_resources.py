@@ -66,8 +66,17 @@ def test_what_is_read_is_what_the_kernel_takes():
     assert resources.resource_usage(binary(plain, "sm_80"))[1:] == (0, 0)
     assert resources.resource_usage(binary(shared, "sm_80", 100))[1:] == (0, 512 * 4 + 100)
     assert resources.resource_usage(binary(local, "sm_80"))[1] == 500 * 4
+    two = binary(shared + "__global__ void other() {}", "sm_80", 100)
+    assert sorted(usage[2] for usage in resources.resource_usages(two)) == [100, 512 * 4 + 100]
     with pytest.raises(resources.ResourceError, match="expected the usage of one kernel"):
-        resources.resource_usage(binary(plain + "__global__ void other() {}", "sm_80"))
+        resources.resource_usage(two)
+
+
+def test_instructions_are_counted():
+    head = "template <typename T> __global__ void f(T *x) { T v = x[0], w = x[1]; "
+    few, many = (head + "v = v * v + w; " * n + "x[0] = v; }" for n in (10, 110))
+    assert resources.instructions(binary(many, "sm_80")) - resources.instructions(binary(few, "sm_80")) == 100
+    assert 10 < resources.instructions(binary(few, "sm_80")) < 40
 
 
 def test_what_cannot_be_compiled_is_said():

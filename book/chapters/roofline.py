@@ -62,7 +62,7 @@ show(
 #
 # A GPU does two things at the same time: it moves bytes between its memory and its
 # [multiprocessors](../glossary.md#multiprocessor), and it computes. How fast is each?
-# A datasheet has an answer, 3.35 TB/s and 989 TFLOP/s for this one. <!-- datasheet -->
+# A datasheet has an answer, 3.35 TB/s and 989 TFLOP/s for this one ([NVIDIA](../references.md)). <!-- datasheet -->
 # But no program reaches it: memory has to be refreshed, and the clock falls where power runs short. So in this course
 # both are measured, in the same run as the kernels that are held against them, with the plainest work there is: a copy of
 # more bytes than any cache holds, and a product of two large matrices.
@@ -308,7 +308,7 @@ show(
 # **The flat part is not one ceiling.** The rate was measured with a matrix product on
 # [tensor cores](../glossary.md#tensor-core). Exponentials, sums and whatever else is no product run on other units, which
 # are far slower:
-# this GPU's datasheet has 67 TFLOP/s for float32. <!-- datasheet -->
+# this GPU's [datasheet](../references.md) has 67 TFLOP/s for float32. <!-- datasheet -->
 # For an operator of a few FLOPs a byte that is still plenty; attention, which needs a softmax between two products, must
 # hide the one behind the others.
 #

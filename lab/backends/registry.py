@@ -16,7 +16,7 @@ from __future__ import annotations
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -105,6 +105,17 @@ def register_backend(name: str, implementations: Mapping[str, Implementation | S
     vars(_bound).clear()
 
 
+@contextmanager
+def registered(name: str, implementations: Mapping[str, Implementation | Sequence[Implementation]]) -> Iterator[None]:
+    """Inside the block there is a backend `name`, which is none otherwise (`register_backend`)."""
+    register_backend(name, implementations)
+    try:
+        yield
+    finally:
+        del _ladders[name]
+        vars(_bound).clear()
+
+
 @cache
 def _load_built_in() -> None:
     """Import lab/backends/<backend>/<operator>.py wherever there is one; each defines LADDER."""
@@ -176,6 +187,12 @@ def parse_choice(choice: str) -> dict[str, str]:
         chosen[op] = backend
     chosen.setdefault("", "auto")
     return chosen
+
+
+def choice_of(backend: str, ops: Iterable[str]) -> str:
+    """The choice that runs on `backend` those of the operators that it implements, and the rest on torch. Raises
+    ValueError for an unknown backend or operator."""
+    return ",".join(["torch", *(f"{op}={backend}" for op in sorted(ops) if ladder(op, backend) and backend != "torch")])
 
 
 class Resolved(NamedTuple):

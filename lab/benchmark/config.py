@@ -11,28 +11,35 @@
       llama3.2-1b:
         - {level: model, phase: decode, batch: 8, tokens: 2047, dtype: bfloat16}
         - {level: layer, module: mlp, phase: prefill, batch: 1, tokens: 2048, dtype: bfloat16}
+        - {level: training, batch: 1, tokens: 2048, dtype: bfloat16}
     backends: [torch, "torch,rmsnorm=triton"]
     compile: [false, true]
+    traps: [first_call, warm_cache]
 
 Of the implementations, "triton:*" is every rung, "triton" the best, and "triton:naive" that one. Each of the backends
-is a choice string (`lab.backends.registry`), run without torch.compile (false), with it (true) or both ways. Phase and
-tokens are as in `lab.benchmark.models.ModelWorkload`. Operators may be absent, or models, with the two keys after them.
+is a choice string (`lab.backends.registry`), or a peer's name (`lab.benchmark.peers.MODEL_PEERS`), run without
+torch.compile (false), with it (true) or both ways. Phase and tokens are as in `lab.benchmark.models.ModelWorkload`.
+Traps are ways to measure (`lab.benchmark.traps`), each of which takes `max` samples. Operators may be absent, or
+models, with the two keys after them, or traps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
-import yaml
 
 from lab.backends import registry
 from lab.benchmark.candidates import Workload
 from lab.benchmark.models import LEVELS, PHASES, ModelWorkload
+from lab.benchmark.peers import MODEL_PEERS
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import experiments_folder
+from lab.benchmark.traps import TRAPS
+from lab.config import ConfigError, boolean, integer, mapping, read, require, sequence
 from lab.core.config import MODELS
 from lab.core.cost import LAYERS
 from lab.ops.operator import DTYPE_NAMES
@@ -40,18 +47,16 @@ from lab.ops.operator import DTYPE_NAMES
 DIRECTIONS = ("forward", "backward", "both")
 OF_OPERATORS = {"operators", "implementations", "peers"}
 OF_MODELS = {"models", "backends", "compile"}
+TRAINING_DTYPES = ("float16", "bfloat16", "float32")
+OF_TRAPS = {"traps"}
 
 AnyWorkload = TypeVar("AnyWorkload", Workload, ModelWorkload)
-
-
-class ConfigError(ValueError):
-    """A config that is not what it must be; the message names the key."""
 
 
 @dataclass(frozen=True)
 class Experiment:
     """What `experiments.run` measures: `workloads` with `implementations` (choices as in this module's text) and with
-    `peers` (names); `models` with `backends` (choice strings), each as `compile` says."""
+    `peers` (names); `models` with `backends` (choice strings), each as `compile` says; `traps` (names)."""
 
     name: str
     seed: int
@@ -63,6 +68,7 @@ class Experiment:
     models: tuple[ModelWorkload, ...] = ()
     backends: tuple[str, ...] = ()
     compile: tuple[bool, ...] = ()
+    traps: tuple[str, ...] = ()
 
     @property
     def operators(self) -> list[str]:
@@ -78,49 +84,43 @@ def load(name: str) -> Experiment:
     """The experiment of that name. Raises ValueError for an unknown name, ConfigError for a bad config."""
     if name not in names():
         raise ValueError(f"unknown experiment {name!r}; expected one of {', '.join(names())}")
-    path = experiments_folder() / name / "config.yaml"
-    try:
-        return parse(name, yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    return read(experiments_folder() / name / "config.yaml", partial(parse, name))
 
 
 def parse(name: str, config: object) -> Experiment:
     """An Experiment out of what YAML gave. Raises ConfigError naming the key."""
-    top = _mapping(config, "config", {"seed", "samples"}, OF_OPERATORS | OF_MODELS)
-    samples = _mapping(top["samples"], "samples", {"min", "max"})
-    least, most = (_integer(samples[key], f"samples.{key}", 2) for key in ("min", "max"))
-    _require(least <= most, "samples.max", most, f"at least samples.min, {least}")
+    top = mapping(config, "config", {"seed", "samples"}, OF_OPERATORS | OF_MODELS | OF_TRAPS)
+    samples = mapping(top["samples"], "samples", {"min", "max"})
+    least, most = (integer(samples[key], f"samples.{key}", 2) for key in ("min", "max"))
+    require(least <= most, "samples.max", most, f"at least samples.min, {least}")
     sections: dict[str, tuple] = {}
-    for keys, parsed in ((OF_OPERATORS, _of_operators), (OF_MODELS, _of_models)):
+    for keys, parsed in ((OF_OPERATORS, _of_operators), (OF_MODELS, _of_models), (OF_TRAPS, _of_traps)):
         if section := {key: value for key, value in top.items() if key in keys}:
-            sections |= parsed(_mapping(section, "config", keys))
+            sections |= parsed(mapping(section, "config", keys))
     if not sections:
-        raise ConfigError("config.operators is missing, and so is config.models; expected either or both")
-    return Experiment(name, _integer(top["seed"], "seed", 0), least, most, **sections)
+        raise ConfigError("config.operators, config.models and config.traps are missing; expected one of them at least")
+    return Experiment(name, integer(top["seed"], "seed", 0), least, most, **sections)
 
 
 def _of_operators(section: dict) -> dict[str, tuple]:
     """The fields of an Experiment that the section about operators gives."""
     operators = section["operators"]
-    _require(isinstance(operators, dict) and bool(operators), "operators", operators, "workloads by operator")
+    require(isinstance(operators, dict) and bool(operators), "operators", operators, "workloads by operator")
     workloads = [
         workload
         for op, entries in operators.items()
-        for index, entry in enumerate(_list(entries, f"operators.{op}"))
+        for index, entry in enumerate(sequence(entries, f"operators.{op}"))
         for workload in _workloads(op, entry, f"operators.{op}[{index}]")
     ]
     _distinct(workloads, "operators", "workload")
-    for index, choice in enumerate(_list(section["implementations"], "implementations")):
+    for index, choice in enumerate(sequence(section["implementations"], "implementations")):
         key = f"implementations[{index}]"
-        _require(isinstance(choice, str), key, choice, 'a string such as "triton:naive"')
+        require(isinstance(choice, str), key, choice, 'a string such as "triton:naive"')
         if not any(rungs(op, choice, key) for op in operators):
             raise ConfigError(f"{key} is {choice!r}, which implements none of {', '.join(operators)}")
     known = {peer for op in operators for peer in known_peers(op)}
-    for index, peer in enumerate(_list(section["peers"], "peers", empty=True)):
-        _require(peer in known, f"peers[{index}]", peer, f"one of {', '.join(sorted(known)) or 'none'}")
+    for index, peer in enumerate(sequence(section["peers"], "peers", empty=True)):
+        require(peer in known, f"peers[{index}]", peer, f"one of {', '.join(sorted(known)) or 'none'}")
     implementations, peers = tuple(section["implementations"]), tuple(section["peers"])
     return {"workloads": tuple(workloads), "implementations": implementations, "peers": peers}
 
@@ -128,109 +128,91 @@ def _of_operators(section: dict) -> dict[str, tuple]:
 def _of_models(section: dict) -> dict[str, tuple]:
     """The fields of an Experiment that the section about models gives."""
     models = section["models"]
-    _require(isinstance(models, dict) and bool(models), "models", models, "workloads by model")
+    require(isinstance(models, dict) and bool(models), "models", models, "workloads by model")
     workloads = [
         _model_workload(model, entry, f"models.{model}[{index}]")
         for model, entries in models.items()
-        for index, entry in enumerate(_list(entries, f"models.{model}"))
+        for index, entry in enumerate(sequence(entries, f"models.{model}"))
     ]
     _distinct(workloads, "models", "workload")
-    for index, choice in enumerate(_list(section["backends"], "backends")):
-        _require(isinstance(choice, str), f"backends[{index}]", choice, 'a string such as "torch,rmsnorm=triton"')
+    for index, choice in enumerate(sequence(section["backends"], "backends")):
+        require(isinstance(choice, str), f"backends[{index}]", choice, 'a string such as "torch,rmsnorm=triton"')
         try:
-            registry.parse_choice(choice)
+            if choice not in MODEL_PEERS:
+                registry.parse_choice(choice)
         except ValueError as error:
             raise ConfigError(f"backends[{index}] is {choice!r}: {error}") from None
     _distinct(section["backends"], "backends", "choice")
-    for index, compile in enumerate(_list(section["compile"], "compile")):
-        _require(isinstance(compile, bool), f"compile[{index}]", compile, "true or false")
+    for index, compile in enumerate(sequence(section["compile"], "compile")):
+        boolean(compile, f"compile[{index}]")
     _distinct(section["compile"], "compile", "value")
     backends, compile = tuple(section["backends"]), tuple(section["compile"])
     return {"models": tuple(workloads), "backends": backends, "compile": compile}
+
+
+def _of_traps(section: dict) -> dict[str, tuple]:
+    """The field of an Experiment that the list of traps gives."""
+    for index, name in enumerate(sequence(section["traps"], "traps")):
+        require(name in TRAPS, f"traps[{index}]", name, f"one of {', '.join(TRAPS)}")
+    _distinct(section["traps"], "traps", "trap")
+    return {"traps": tuple(section["traps"])}
 
 
 def rungs(op: str, choice: str, key: str = "implementations") -> list[registry.Implementation]:
     """The implementations of `op` that "triton:*", "triton" or "triton:naive" names, in the ladder's order; none if the
     backend does not implement `op`, or has that rung for another operator only. ConfigError for unknown names."""
     backend, _, rung = choice.partition(":")
-    _require(backend in registry.backends(), key, choice, f"a backend of {', '.join(registry.backends())}")
+    require(backend in registry.backends(), key, choice, f"a backend of {', '.join(registry.backends())}")
     ladder = registry.ladder(op, backend)
     if rung == "*":
         return list(ladder)
     if not rung:
         return list(ladder[-1:])
     elsewhere = {each.rung for name in registry.operators() for each in registry.ladder(name, backend)}
-    _require(rung in elsewhere, key, choice, f"a rung of {backend}: {', '.join(each.rung for each in ladder)}")
+    require(rung in elsewhere, key, choice, f"a rung of {backend}: {', '.join(each.rung for each in ladder)}")
     return [each for each in ladder if each.rung == rung]
 
 
 def _workloads(op: object, entry: object, where: str) -> list[Workload]:
-    _require(op in registry.operators(), f"operators.{op}", op, f"one of {', '.join(registry.operators())}")
-    fields = _mapping(entry, where, {"shape", "dtype", "directions"})
+    require(op in registry.operators(), f"operators.{op}", op, f"one of {', '.join(registry.operators())}")
+    fields = mapping(entry, where, {"shape", "dtype", "directions"})
     dims = registry.operator(str(op)).dims
-    shape = _list(fields["shape"], f"{where}.shape")
-    _require(len(shape) == len(dims), f"{where}.shape", shape, f"{len(dims)} numbers: {', '.join(dims)}")
-    sizes = tuple(_integer(size, f"{where}.shape[{index}]", 1) for index, size in enumerate(shape))
+    shape = sequence(fields["shape"], f"{where}.shape")
+    require(len(shape) == len(dims), f"{where}.shape", shape, f"{len(dims)} numbers: {', '.join(dims)}")
+    sizes = tuple(integer(size, f"{where}.shape[{index}]", 1) for index, size in enumerate(shape))
     dtype = fields["dtype"]
-    _require(dtype in DTYPE_NAMES, f"{where}.dtype", dtype, f"one of {', '.join(DTYPE_NAMES)}")
-    directions = _list(fields["directions"], f"{where}.directions")
+    require(dtype in DTYPE_NAMES, f"{where}.dtype", dtype, f"one of {', '.join(DTYPE_NAMES)}")
+    directions = sequence(fields["directions"], f"{where}.directions")
     for index, direction in enumerate(directions):
         allowed = f"one of {', '.join(DIRECTIONS)}"
-        _require(direction in DIRECTIONS, f"{where}.directions[{index}]", direction, allowed)
+        require(direction in DIRECTIONS, f"{where}.directions[{index}]", direction, allowed)
     return [Workload(str(op), sizes, dtype, direction) for direction in directions]
 
 
 def _model_workload(model: object, entry: object, where: str) -> ModelWorkload:
-    _require(model in MODELS, f"models.{model}", model, f"one of {', '.join(MODELS)}")
-    of_layer = {"module"} if isinstance(entry, dict) and entry.get("level") == "layer" else set()
-    fields = _mapping(entry, where, {"level", "phase", "batch", "tokens", "dtype"} | of_layer)
-    allowed = {"level": LEVELS, "phase": PHASES, "dtype": DTYPE_NAMES} | ({"module": LAYERS} if of_layer else {})
+    require(model in MODELS, f"models.{model}", model, f"one of {', '.join(MODELS)}")
+    level = entry.get("level") if isinstance(entry, dict) else None
+    allowed: dict[str, Sequence[str]] = {"level": LEVELS, "dtype": DTYPE_NAMES}
+    if level == "training":
+        allowed["dtype"] = TRAINING_DTYPES
+    else:
+        allowed["phase"] = PHASES
+    if level == "layer":
+        allowed["module"] = LAYERS
+    fields = mapping(entry, where, {*allowed, "batch", "tokens"})
     for key, values in allowed.items():
-        _require(fields[key] in values, f"{where}.{key}", fields[key], f"one of {', '.join(values)}")
-    _integer(fields["batch"], f"{where}.batch", 1)
-    least = 2 if fields["phase"] == "prefill" else 1  # one new token is a step of decoding
-    tokens = _integer(fields["tokens"], f"{where}.tokens", least)
-    workload = ModelWorkload(model=str(model), **{"module": None, **fields})
+        require(fields[key] in values, f"{where}.{key}", fields[key], f"one of {', '.join(values)}")
+    integer(fields["batch"], f"{where}.batch", 1)
+    least = 1 if fields.get("phase") == "decode" else 2  # one new token is a step of decoding
+    tokens = integer(fields["tokens"], f"{where}.tokens", least)
+    workload = ModelWorkload(model=str(model), **{"module": None, "phase": None, **fields})
     most = MODELS[workload.model].max_position_embeddings - (workload.context + workload.new - tokens)
-    _require(tokens <= most, f"{where}.tokens", tokens, f"at most {most}, for the positions that {model} has")
+    require(tokens <= most, f"{where}.tokens", tokens, f"at most {most}, for the positions that {model} has")
     return workload
 
 
 def _distinct(values: list, where: str, what: str) -> None:
-    _require(len(set(values)) == len(values), where, values, f"no {what} twice")
-
-
-def _mapping(value: object, where: str, keys: set[str], optional: Set[str] = frozenset()) -> dict:
-    _require(isinstance(value, dict), where, value, f"a mapping with the keys {', '.join(sorted(keys))}")
-    assert isinstance(value, dict)
-    if unknown := set(value) - keys - optional:
-        known = ", ".join(sorted(keys | optional))
-        raise ConfigError(f"{where}.{min(map(str, unknown))} is not a key; expected {known}")
-    if missing := keys - set(value):
-        raise ConfigError(f"{where}.{min(missing)} is missing")
-    return value
-
-
-def _list(value: object, where: str, empty: bool = False) -> list:
-    _require(isinstance(value, list) and (empty or bool(value)), where, value, "a list with something in it")
-    assert isinstance(value, list)
-    return value
-
-
-def _integer(value: object, where: str, least: int) -> int:
-    _require(
-        isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        where,
-        value,
-        f"a whole number of at least {least}",
-    )
-    assert isinstance(value, int)
-    return value
-
-
-def _require(true: bool, where: str, value: object, expected: str) -> None:
-    if not true:
-        raise ConfigError(f"{where} is {value!r}; expected {expected}")
+    require(len(set(values)) == len(values), where, values, f"no {what} twice")
 
 
 def without_bfloat16(workload: AnyWorkload, capability: tuple[int, int]) -> AnyWorkload:

@@ -62,18 +62,19 @@ def slug(gpu: str) -> str:
 
 def environment() -> Environment:
     """This process's environment; the current GPU's, which must be there."""
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     gpu = gpu_of(torch.device("cuda"))
-    driver, power, sm_clock, memory_clock = _nvidia_smi(properties)
+    driver, power, sm_clock, memory_clock = nvidia_smi(
+        "driver_version", "power.limit", "clocks.max.sm", "clocks.max.memory"
+    )
     commit, dirty = _commit()
     return Environment(
         gpu=gpu.name,
         capability=gpu.capability,
         multiprocessors=gpu.multiprocessors,
         shared_memory=gpu.shared_memory,
-        power_limit_w=_number(power),
-        sm_clock_mhz=_number(sm_clock),
-        memory_clock_mhz=_number(memory_clock),
+        power_limit_w=number(power),
+        sm_clock_mhz=number(sm_clock),
+        memory_clock_mhz=number(memory_clock),
         driver=driver,
         cuda=torch.version.cuda,
         python=platform.python_version(),
@@ -86,10 +87,10 @@ def environment() -> Environment:
     )
 
 
-def _nvidia_smi(properties) -> list[str | None]:
-    fields = ["driver_version", "power.limit", "clocks.max.sm", "clocks.max.memory"]
+def nvidia_smi(*fields: str) -> list[str | None]:
+    """What nvidia-smi tells of the current GPU, field by field; None for all where it is missing."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-    if uuid := getattr(properties, "uuid", None):
+    if uuid := getattr(torch.cuda.get_device_properties(torch.cuda.current_device()), "uuid", None):
         command.append(f"--id=GPU-{uuid}")
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -99,7 +100,8 @@ def _nvidia_smi(properties) -> list[str | None]:
     return [*values, *[None] * len(fields)][: len(fields)]
 
 
-def _number(text: str | None) -> float | None:
+def number(text: str | None) -> float | None:
+    """As nvidia-smi writes it; None for what it does not know."""
     try:
         return float(text) if text is not None else None
     except ValueError:  # "[N/A]"

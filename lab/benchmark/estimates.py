@@ -67,7 +67,7 @@ def _calls(workload: ModelWorkload) -> Table:
         alike.setdefault((call.operator, call.shape), []).append(call)
     rows = []
     for (op, shape), calls in alike.items():
-        count, cost = sum(call.count for call in calls), calls[0].cost(workload.torch_dtype)
+        count, cost = sum(call.count for call in calls), calls[0].cost(workload.torch_dtype, workload.direction)
         megas = [f"{count * each / 1e6:.1f}" for each in (cost.bytes, cost.flops)]
         rows.append([op, shape_text(shape), str(count), *megas])
     return Table(["operator", "shape", "calls", "MB", "MFLOP"], rows)

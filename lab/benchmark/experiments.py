@@ -19,7 +19,7 @@ import torch._functorch.config
 from tqdm import tqdm
 
 from lab.backends import registry
-from lab.benchmark import config, model_runs, records, timing
+from lab.benchmark import config, model_runs, records, timing, traps
 from lab.benchmark.candidates import METHOD, Call, Expected, Inputs, Workload
 from lab.benchmark.ceilings import Ceilings, measure_ceilings
 from lab.benchmark.config import Experiment
@@ -50,6 +50,7 @@ class Instruments:
     launch_overhead: Callable[[timing.Call], float] = timing.launch_overhead
     peak_memory: Callable[[timing.Call], int] = timing.peak_memory_delta
     synchronize: Callable[[], None] = torch.cuda.synchronize
+    trap: Callable[[str, int], traps.Trap] = traps.measure
     cap_s: float = 1.0
 
 
@@ -63,8 +64,8 @@ def gpu_instruments() -> Instruments:
 
 
 def run(experiment: Experiment, instruments: Instruments | None = None, progress: bool = True) -> Record:
-    """Measure every candidate on every workload. A candidate that cannot run, is wrong, or is impossibly fast becomes a
-    row with its error and no time.
+    """Measure every candidate on every workload, and every trap. A candidate that cannot run, is wrong, or is
+    impossibly fast becomes a row with its error and no time.
 
     Raises CannotTime without a GPU, and whatever a GPU raises that has broken down.
     """
@@ -92,6 +93,7 @@ def run(experiment: Experiment, instruments: Instruments | None = None, progress
             if instruments.device.type == "cuda":
                 torch.cuda.empty_cache()
             bar.update()
+    found = tuple(instruments.trap(name, experiment.max_samples) for name in experiment.traps)
     return Record(
         schema=records.SCHEMA,
         experiment=experiment.name,
@@ -101,6 +103,7 @@ def run(experiment: Experiment, instruments: Instruments | None = None, progress
         ceilings=instruments.ceilings,
         rows=tuple(rows),
         models=tuple(model_rows),
+        traps=found,
     )
 
 
@@ -326,9 +329,12 @@ def speedup(record: Record, row: AnyRow) -> float | None:
 def reproduce(name: str, instruments: Instruments | None = None, progress: bool = True) -> list[Drift]:
     """Measure experiment `name` again, and compare with the record that is published for this GPU.
 
-    Raises FileNotFoundError if there is none for this GPU, CannotTime without a GPU.
+    Raises FileNotFoundError if there is none for this GPU, ValueError for an experiment of traps alone, CannotTime
+    without a GPU.
     """
     experiment = config.load(name)
+    if not (experiment.workloads or experiment.models):
+        raise ValueError(f"experiment {name!r} has traps alone, and no ratios that could be compared")
     if instruments is None:
         timing.require_gpu()
         records.published(name, torch.cuda.get_device_name())  # before minutes are spent

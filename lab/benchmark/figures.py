@@ -114,6 +114,35 @@ def ladder(
         return figure(fig, alt)
 
 
+def times(record: Record, operator: str, direction: str, shape: Sequence[int], columns: Sequence[str]) -> Figure:
+    """Median microseconds on one workload, a bar for each of the candidates `columns` (labels), and the floor. Raises
+    ValueError if the record has no time for one of them."""
+    rows = []
+    for label in columns:
+        found = record.select(operator, direction, shape, label)
+        if not found or found[0].timing is None:
+            raise ValueError(f"the record has no time of {label} for {operator} {direction} {shape_text(shape)}")
+        rows.append(found[0])
+    with style():
+        fig = MplFigure(figsize=(5.6, 0.9 + 0.4 * len(rows)))
+        axes = fig.subplots()
+        values = [row.timing.median_us for row in rows if row.timing]
+        axes.barh(columns, values, color=[colour(row) for row in rows])
+        right = 1.2 * max(values)
+        for index, value in enumerate(values):
+            axes.text(right, index, f"{value:.0f}", fontsize=12, ha="right", va="center")
+        axes.invert_yaxis()
+        floor = rows[0].floor_us
+        axes.axvline(floor, color="#767676", linestyle="--", linewidth=1)
+        axes.set_xlim(0, right)
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(f"microseconds; dashed: the floor, {floor:.0f}")
+        axes.tick_params(left=False)
+        told = ", ".join(f"{label} {value:.0f}" for label, value in zip(columns, values, strict=True))
+        what = f"{operator} {direction} at {shape_text(shape)} on {record.environment.gpu}"
+        return figure(fig, f"{what}, microseconds, where the floor is {floor:.0f}: {told}")
+
+
 def tokens_per_second(record: Record, workload: ModelWorkload) -> Figure:
     """New tokens a second on one workload of a model, a bar for each candidate. Raises ValueError if the record has no
     time for the workload."""

@@ -17,6 +17,7 @@ from lab.benchmark.environment import Environment, slug
 from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.models import LEVELS, PHASES, ModelRow, ModelWorkload
 from lab.benchmark.timing import Timing
+from lab.benchmark.traps import Trap
 from lab.files import write_text
 
 SCHEMA = 3
@@ -86,7 +87,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """schema: version of this layout. method: how the candidates were called. rows: of operators; models: of models."""
+    """schema: version of this layout. method: how the candidates were called. rows: of operators; models: of models;
+    traps: of ways to measure."""
 
     schema: int
     experiment: str
@@ -96,6 +98,7 @@ class Record:
     ceilings: Ceilings
     rows: tuple[Row, ...]
     models: tuple[ModelRow, ...] = ()
+    traps: tuple[Trap, ...] = ()
 
     def operators(self) -> list[str]:
         """Names of the operators, in the order of the rows."""
@@ -150,25 +153,34 @@ class Record:
 
 def as_json(record: Record) -> str:
     """What `read` reads."""
-    return json.dumps(_rounded(asdict(record)), indent=1) + "\n"
+    return json.dumps(rounded(asdict(record)), indent=1) + "\n"
+
+
+def raw_record(path: Path, schema: int) -> dict:
+    """What a JSON file holds, of that schema. Raises RecordError if it is no JSON or of another, OSError if it cannot
+    be read."""
+    try:
+        raw = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path}: is not JSON: {error}") from error
+    found = raw.get("schema") if isinstance(raw, dict) else None
+    if found != schema:
+        raise RecordError(f"{path}: schema is {found!r}; expected {schema}")
+    return raw
 
 
 def read(path: Path) -> Record:
     """The record in a JSON file. Raises RecordError if the file is not a valid record of this schema, OSError if it
     cannot be read."""
+    raw = raw_record(path, SCHEMA)
     try:
-        raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        schema = raw.get("schema") if isinstance(raw, dict) else None
-        raise RecordError(f"{path}: schema is {schema!r}; expected {SCHEMA}")
-    try:
-        record = _decode(Record, raw, "record")
+        record = decoded(Record, {"traps": [], **raw}, "record")  # those before there were traps do not say so
         for index, row in enumerate(record.rows):
             _check_row(row, f"record.rows[{index}]")
         for index, model_row in enumerate(record.models):
             _check_model_row(model_row, f"record.models[{index}]")
+        for index, trap in enumerate(record.traps):
+            _check_trap(trap, f"record.traps[{index}]")
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from None
     return record
@@ -192,12 +204,13 @@ def published(experiment: str, gpu: str | None = None) -> Record:
     return read(paths[0])
 
 
-def _rounded(value):
-    """Floats to six significant digits: more would be noise, and a number that is not finite has no place in JSON."""
+def rounded(value):
+    """`value` with its floats to six significant digits: more would be noise. Raises RecordError for one that is not
+    finite, which has no place in JSON."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(item) for item in value]
+        return [rounded(item) for item in value]
     if isinstance(value, float):
         if not math.isfinite(value):
             raise RecordError(f"a record cannot hold {value}")
@@ -205,26 +218,26 @@ def _rounded(value):
     return value
 
 
-def _decode(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
+def decoded(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
     """`value`, out of JSON, as the annotated type `kind`. Raises RecordError naming the place."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _decode(inner, value, where)
+        return decoded(inner, value, where)
     if isinstance(kind, type) and is_dataclass(kind):
         _require(isinstance(value, dict), where, value, "an object")
         known = {field.name for field in fields(kind)}
         _require(set(value) == known, where, sorted(set(value) ^ known), "every field of the schema and no other")
         hints = typing.get_type_hints(kind)
-        return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+        return kind(**{name: decoded(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     if origin is tuple:
         _require(isinstance(value, list), where, value, "a list")
-        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+        return tuple(decoded(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is dict:
         _require(isinstance(value, dict), where, value, "an object")
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: decoded(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float:
         _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, value, "a number")
         _require(math.isfinite(value), where, value, "a finite number")
@@ -241,10 +254,19 @@ def _check_row(row: Row, where: str) -> None:
 def _check_model_row(row: ModelRow, where: str) -> None:
     workload = row.workload
     _require(workload.level in LEVELS, f"{where}.workload.level", workload.level, "a known level")
-    _require(workload.phase in PHASES, f"{where}.workload.phase", workload.phase, "a known phase")
+    phases = (None,) if workload.level == "training" else PHASES
+    _require(workload.phase in phases, f"{where}.workload.phase", workload.phase, "a known phase, in training none")
     of_layer = workload.level == "layer"
     _require(of_layer == (workload.module is not None), f"{where}.workload.module", workload.module, "that of a layer")
     _check_timing(row, where)
+
+
+def _check_trap(trap: Trap, where: str) -> None:
+    for index, way in enumerate(trap.ways):
+        place = f"{where}.ways[{index}]"
+        times = (way.us, *way.samples_us)
+        _require(bool(way.samples_us) and min(times) > 0, f"{place}.samples_us", times, "times, all above 0")
+        _require(len(way.power_w) == len(way.sm_clock_mhz), f"{place}.power_w", way.power_w, "one for each clock")
 
 
 def _check_timing(row: Row | ModelRow, where: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from lab.benchmark import config, records
 from lab.benchmark.figures import Figure, ladder, tokens_per_second
 from lab.benchmark.records import Record
-from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table
+from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table, trap_table
 from lab.files import write_text
 from lab.profiling import roofline
 
@@ -48,6 +48,10 @@ def blocks(record: Record) -> Iterator[Block]:
         yield model_table(record, workload)
         if any(row.timing for row in record.models if row.workload == workload):
             yield tokens_per_second(record, workload)
+    if record.traps:
+        yield "## Ways to measure"
+    for trap in record.traps:
+        yield trap_table(trap)
     failed = [row for row in record.all_rows if row.error]
     if failed:
         yield "## Not timed"
@@ -82,8 +86,10 @@ def not_recorded() -> list[str]:
 
 
 def all_records() -> list[tuple[str, Path]]:
-    """(experiment, path) of every published record."""
-    return [(path.parents[1].name, path) for path in sorted(records.experiments_folder().glob("*/results/*.json"))]
+    """(experiment, path) of every published record; experiments that train have records of their own
+    (`lab.benchmark.training_runs`)."""
+    paths = sorted(records.experiments_folder().glob("*/results/*.json"))
+    return [(path.parents[1].name, path) for path in paths if not (path.parents[1] / "train.yaml").exists()]
 
 
 def _html_text(text: str) -> str:

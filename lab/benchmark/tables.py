@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from lab.backends import registry
 from lab.benchmark.experiments import speedup
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
+from lab.benchmark.traps import Trap
 
 NOTHING = "-"
 
@@ -162,15 +164,26 @@ def ladder_table(record: Record, operator: str, direction: str, shape: Sequence[
 
 
 def model_table(record: Record, workload: ModelWorkload) -> Table:
-    """Every candidate on one workload of a model: median time of a call and what comes of it, time in a CUDA graph,
-    peak memory beyond weights and cache, seconds that the first call took, and the speedup over torch eager."""
+    """Every candidate on one workload of a model: median time of a call and what comes of it, time in a CUDA graph (in
+    training MFU, TFLOP/s as a fraction of the matrix product's), peak memory beyond weights and cache, seconds that the
+    first call took, and the speedup over torch eager."""
     found = [row for row in record.models if row.workload == workload]
     rows = [[row.label, *_model_cells(record, row)] for row in found]
     medians = [row.timing.median_us if row.timing else float("inf") for row in found]
     least = min(medians, default=float("inf"))
     best = frozenset((i, 1) for i, median in enumerate(medians) if median == least < float("inf"))
-    header = ["us", "tokens/s", "TFLOP/s", "% floor", "graph us", "MiB", "compile s", "vs torch"]
+    fifth = "MFU %" if workload.level == "training" else "graph us"
+    header = ["us", "tokens/s", "TFLOP/s", "% floor", fifth, "MiB", "compile s", "vs torch"]
     return Table([str(workload), *header], rows, best, long_names=True)
+
+
+def trap_table(trap: Trap) -> Table:
+    """The ways of a trap: what each says of a call, how many samples it took, and power and clock meanwhile."""
+    rows = []
+    for way in trap.ways:
+        sensors = [f"{statistics.median(read):.0f}" if read else NOTHING for read in (way.power_w, way.sm_clock_mhz)]
+        rows.append([way.label, "right" if way.right else "wrong", f"{way.us:.1f}", f"{len(way.samples_us)}", *sensors])
+    return Table([f"{trap.name}: {trap.work}", "", "us", "samples", "W", "MHz"], rows)
 
 
 def _model_cells(record: Record, row: ModelRow) -> list[str]:
@@ -181,12 +194,17 @@ def _model_cells(record: Record, row: ModelRow) -> list[str]:
         (row.tokens_per_s, ".0f"),
         (row.tflops, ".3g"),
         (100 * (row.fraction or 0), ".0f"),
-        (row.graph_us, ".1f"),
+        (_mfu(record, row) if row.workload.level == "training" else row.graph_us, ".1f"),
         ((row.peak_memory or 0) / 2**20, ".1f"),
         (row.compile_s, ".1f"),
         (speedup(record, row), ".2f"),
     ]
     return [NOTHING if number is None else format(number, written) for number, written in numbers]
+
+
+def _mfu(record: Record, row: ModelRow) -> float | None:
+    """Percent."""
+    return None if row.tflops is None else 100 * row.tflops / record.ceilings.matmul_tflops
 
 
 def _in_order(rows: Sequence[Row], order: Sequence[str]) -> list[Row]:

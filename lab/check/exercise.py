@@ -8,7 +8,6 @@ tried at column counts that need no mask, masks at contiguous rows, row strides 
 from __future__ import annotations
 
 import importlib
-import math
 import pkgutil
 import re
 import traceback
@@ -24,13 +23,14 @@ from torch import Tensor
 
 from lab.backends.cuda.compile import CompileError
 from lab.backends.dry_run import dry_run
-from lab.backends.hardware import ARCHITECTURES, assume, default_device
+from lab.backends.hardware import ARCHITECTURES, assume, default_device, gpu_of
 from lab.check.memory import Arena, Block, Launch, Watch, is_learners, source_line, unwritten, watching
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
 if TYPE_CHECKING:
     from lab.check.calculation import Calculation
 
+SCATTERED = 2.0  # times the sectors that its elements would fill may a load or store touch: neighbours may be unaligned
 SCRATCH = 0.1  # of the budget's bytes: what may be moved to and from memory that is neither argument nor output
 
 
@@ -49,9 +49,18 @@ class Kind(Enum):
     UNDEFINED = auto()  # NaN where a number is expected
     WRONG = auto()
     WIDE = auto()  # a load or store wider than the block given
-    PROGRAMS = auto()  # more programs than it takes with as many rows each as given
+    SCATTERED = auto()  # a load or store that touches more sectors than it needs
+    PROGRAMS = auto()  # other programs than asked for: their number, or what each of them does
+    ORDER = auto()  # a program does what another one is said to do
+    SCRATCH = auto()  # memory between two launches of another size or dtype than asked for, or with two writers
+    NOT_SHARED = auto()  # a CUDA kernel with less shared memory than asked for
     TRAFFIC = auto()  # more bytes moved than the budget allows
-    SLOW = auto()  # a smaller fraction of the bandwidth than the budget asks for
+    SLOW = auto()  # a smaller fraction of the bandwidth, or of PyTorch's speed, than the budget asks for
+
+
+ON_REQUEST = frozenset(
+    {Kind.WIDE, Kind.SCATTERED, Kind.PROGRAMS, Kind.ORDER, Kind.SCRATCH, Kind.NOT_SHARED, Kind.TRAFFIC, Kind.SLOW}
+)
 
 
 class Violation(NamedTuple):
@@ -63,8 +72,8 @@ class Violation(NamedTuple):
 class Case:
     """One call. shape, dtype: of the operator's inputs. padding: how much further apart the rows of the first matrix
     are than they are long (each further matrix one more). offset: elements before its first. prepare: changes the
-    random inputs in place. parameters: the other arguments; `block` bounds the lanes of a load, `rows_per_program` asks
-    for that many rows in each program. raises: what the call must raise, having changed nothing."""
+    random inputs in place. parameters: the other arguments; `block` bounds the lanes of a load. raises: what the call
+    must raise, having changed nothing."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -91,8 +100,8 @@ Expectation = Callable[[dict, dict[str, Tensor]], dict[str, Target]]
 @dataclass(frozen=True)
 class Property:
     """name: what a failure is called. says: what is demanded. hint: where to look, and never the answer.
-    kinds: what counts as a failure (None: everything but budget, block size and grid). outputs: those looked at (None:
-    all). expectation: instead of the exercise's own."""
+    kinds: what counts as a failure (None: everything but those ON_REQUEST). outputs: those looked at (None: all).
+    expectation: instead of the exercise's own."""
 
     name: str
     says: str
@@ -106,7 +115,9 @@ class Property:
 @dataclass(frozen=True)
 class Budget:
     """What may be moved. reads, writes: {tensor: times}; weights and the like, which stay in cache, are left out.
-    case: counted in the interpreter. On a GPU: `fraction` of a copy's bandwidth for these bytes, at `gpu_shape`."""
+    case: counted in the interpreter. On a GPU, at `gpu_shape` and with `gpu_parameters` in place of the case's:
+    `fraction` of a copy's bandwidth for these bytes; or, where arithmetic and not bytes sets the pace, of the speed of
+    `peer`, PyTorch's own function of the same arguments, which is a matrix product."""
 
     reads: Mapping[str, int]
     writes: Mapping[str, int]
@@ -114,6 +125,13 @@ class Budget:
     case: Case
     gpu_shape: tuple[int, ...]
     fraction: float
+    gpu_parameters: Mapping[str, float] = field(default_factory=dict)
+    peer: Callable | None = None
+
+    @property
+    def on_a_gpu(self) -> str:
+        """What is asked for there, by name."""
+        return "speed" if self.peer else "bandwidth"
 
     def __str__(self) -> str:
         times = {1: "once", 2: "twice"}
@@ -127,7 +145,9 @@ class Exercise:
     """name: "rmsnorm.forward". title: one line. inputs(case): the tensor arguments by name, in order, on the CPU.
     outputs: names. expectation: what the outputs should be. budget: None where no bytes are counted. language:
     "triton", "cuda" or "torch", where no kernel is asked for. changes: arguments that are changed in place; the
-    expectation has targets for them too."""
+    expectation has targets for them too. launched: what is wrong with the launches of a call, and with what each
+    program touched (which the interpreter alone sees). shared: how many elements of the inputs' dtype a CUDA kernel is
+    asked to keep in shared memory."""
 
     name: str
     title: str
@@ -138,11 +158,15 @@ class Exercise:
     budget: Budget | None = None
     language: str = "triton"
     changes: tuple[str, ...] = ()
+    launched: Callable[[Run, Watch], Iterator[Violation]] | None = None
+    shared: int = 0
 
     def examine(self, fn: Callable) -> Report:
         examination = Examination(self, fn)
-        if self.language == "cuda" and examination.device.type != "cuda":
-            return examination.compile_only()
+        if self.language == "cuda":
+            compiled = examination.compile_only()
+            if compiled.status == FAILED or examination.device.type != "cuda":
+                return compiled
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # thousands of operations on a few elements: threads would only wait for one another
         try:
@@ -279,18 +303,17 @@ class Examination:
         if "block" in case.parameters and watch.widest > case.parameters["block"]:
             widest = f"the widest load or store has {watch.widest} lanes"
             yield Violation(Kind.WIDE, f"{widest}; the block given has {case.parameters['block']:g}")
-        if per_program := case.parameters.get("rows_per_program"):
-            rows = next(iter(run.outputs.values())).shape[0]
-            asked, enough = math.prod(watch.launches[-1].grid), math.ceil(rows / per_program)
-            if asked > enough:
-                many = f"{asked} programs were launched for {rows} rows"
-                yield Violation(Kind.PROGRAMS, f"{many}; {enough} are enough at {per_program:g} rows each")
+        if watch.scattered > SCATTERED:
+            times = f"a load or store touches {watch.scattered:.3g} times the sectors that its elements would fill"
+            yield Violation(Kind.SCATTERED, f"{times}; {SCATTERED:g} times are allowed")
+        if self.exercise.launched:
+            yield from self.exercise.launched(run, watch)
         if (budget := self.exercise.budget) and case is budget.case and watch.regions:
             yield from _over_budget(budget, run, watch)
 
     def violation(self, examined: Property, run: Run) -> Violation | None:
         """What is wrong with this run as far as this property looks at it."""
-        kinds = examined.kinds or frozenset(Kind) - {Kind.WIDE, Kind.PROGRAMS, Kind.TRAFFIC, Kind.SLOW}
+        kinds = examined.kinds or frozenset(Kind) - ON_REQUEST
         if found := next((violation for violation in run.violations if violation.kind in kinds), None):
             return found
         if not run.outputs or not kinds & {Kind.WRONG, Kind.UNDEFINED}:
@@ -311,15 +334,21 @@ class Examination:
 
     def within_budget(self, budget: Budget, held: list[str]) -> Report:
         if self.device.type == "cuda":
+            gpu = gpu_of(self.device)
+            if budget.peer and gpu.capability < (8, 0):
+                unchecked = [f"{budget.on_a_gpu} (on {gpu.name} Triton has no tensor cores, PyTorch has)"]
+                return Report(self.exercise.name, PASSED, held=held, unchecked=unchecked)
+            of_peer = f"Runs at {budget.fraction:.0%} of the speed of PyTorch's own kernel at least."
+            of_copy = f"Runs at {budget.fraction:.0%} of a copy's bandwidth at least, counted as if {budget}."
             examined = Property(
-                "bandwidth",
-                f"Runs at {budget.fraction:.0%} of a copy's bandwidth at least, counted as if {budget}.",
+                budget.on_a_gpu,
+                of_peer if budget.peer else of_copy,
                 "Is something read or written more often than the budget says? Do neighbouring lanes touch "
                 "neighbouring columns? Is the grid large enough to keep every multiprocessor busy, and num_warps "
-                "fit for the row?",
+                "fit for the block?",
                 (),
             )
-            run, found = self.bandwidth(budget)
+            run, found = self.pace(budget)
             if found:
                 return self.failure(examined, run, found, held)
             return Report(self.exercise.name, PASSED, held=[*held, examined.name])
@@ -334,33 +363,39 @@ class Examination:
         run = self.run(budget.case)
         if found := next((violation for violation in run.violations if violation.kind is Kind.TRAFFIC), None):
             return self.failure(examined, run, found, held)
-        unchecked = ["bandwidth (this machine has no GPU)"]
+        unchecked = [f"{budget.on_a_gpu} (this machine has no GPU)"]
         return Report(self.exercise.name, PASSED, held=[*held, examined.name], unchecked=unchecked)
 
-    def bandwidth(self, budget: Budget) -> tuple[Run, Violation | None]:
-        """Time the function against a copy of as many bytes as the budget has."""
+    def pace(self, budget: Budget) -> tuple[Run, Violation | None]:
+        """Time the function against the budget's peer, or against a copy of as many bytes as the budget has."""
         from lab.benchmark import timing
 
-        case = Case(budget.gpu_shape, torch.float16, parameters=budget.case.parameters)
+        parameters = {**budget.case.parameters, **budget.gpu_parameters}
+        case = Case(budget.gpu_shape, torch.float16, parameters=parameters)
         arguments = {name: values.to(self.device) for name, values in self.exercise.inputs(case).items()}
         layout = ", ".join(_layout(name, tensor) for name, tensor in arguments.items())
-        matrix = next(iter(arguments.values()))
-        passes = sum(budget.reads.values()) + sum(budget.writes.values())
-        source = torch.empty(passes * matrix.numel() // 2, dtype=matrix.dtype, device=self.device)
-        target = torch.empty_like(source)
-        run = Run(arguments | dict(case.parameters), layout, {}, [], [])
-        times = timing.measure({"copy": lambda: target.copy_(source), "yours": lambda: self.fn(**run.arguments)})
-        fraction = times["copy"].median_us / times["yours"].median_us
+        run = Run(arguments | parameters, layout, {}, [], [])
+        peer, name = budget.peer, "PyTorch's kernel"
+        if peer is None:
+            matrix = next(iter(arguments.values()))
+            passes = sum(budget.reads.values()) + sum(budget.writes.values())
+            source = torch.empty(passes * matrix.numel() // 2, dtype=matrix.dtype, device=self.device)
+            target = torch.empty_like(source)
+            peer, name = lambda **_: target.copy_(source), "a copy of as many bytes"
+        times = timing.measure({"peer": lambda: peer(**run.arguments), "yours": lambda: self.fn(**run.arguments)})
+        fraction = times["peer"].median_us / times["yours"].median_us
         if fraction >= budget.fraction:
             return run, None
         text = (
-            f"{times['yours'].median_us:.1f} us, where a copy of as many bytes takes {times['copy'].median_us:.1f} us: "
-            f"{fraction:.0%} of its bandwidth"
+            f"{times['yours'].median_us:.1f} us, where {name} takes {times['peer'].median_us:.1f} us: "
+            f"{fraction:.0%} of its {budget.on_a_gpu}"
         )
         return run, Violation(Kind.SLOW, text)
 
     def compile_only(self) -> Report:
-        """For a CUDA exercise on a machine without a GPU."""
+        """For a CUDA exercise: what can be told without running it."""
+        from lab.profiling.resources import resource_usages
+
         architecture = "sm_80"
         for case in self.exercise.properties[0].cases:
             arguments = self.exercise.inputs(case) | dict(case.parameters)
@@ -369,23 +404,27 @@ class Examination:
             try:
                 with assume(ARCHITECTURES[architecture]), dry_run() as launches:
                     self.fn(**arguments)
-                for launch in launches:
-                    launch.compile()
+                usages = [usage for launch in launches for usage in resource_usages(launch.compile())]
             except Exception as error:
                 run.violations = [_raised(error, Watch())]
             else:
                 if not launches:
                     run.violations = [Violation(Kind.NO_LAUNCH, "no CUDA kernel was launched")]
+                elif (shared := max(usage[2] for usage in usages)) < self.exercise.shared * case.dtype.itemsize:
+                    wanted = f"what it is asked to keep there takes {self.exercise.shared * case.dtype.itemsize}"
+                    run.violations = [
+                        Violation(Kind.NOT_SHARED, f"a block has {shared} bytes of shared memory; {wanted}")
+                    ]
             for examined in self.exercise.properties:
                 if found := self.violation(examined, run):
                     return self.failure(examined, run, found, ())
-        seen = {Kind.DOES_NOT_COMPILE, Kind.RAISED, Kind.NO_LAUNCH}
+        seen = {Kind.DOES_NOT_COMPILE, Kind.RAISED, Kind.NO_LAUNCH, Kind.NOT_SHARED}
         unchecked = [each.name for each in self.exercise.properties if not (each.kinds and each.kinds <= seen)]
         return Report(
             self.exercise.name,
             COMPILED,
             findings=[("compiled", f"for {architecture}, in every dtype asked for")],
-            unchecked=[*unchecked, "bandwidth"],
+            unchecked=[*unchecked, *([self.exercise.budget.on_a_gpu] if self.exercise.budget else [])],
         )
 
 
@@ -504,6 +543,10 @@ def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
                 scratch += int(counts.sum()) * region.tensor.element_size()
             elif (times := int(counts.sum()) / owners[name].numel()) > limits.get(name, 0):
                 over.append(f"{name} is {verb} {times:.3g} times; the budget says {limits.get(name, 0)}")
+    for name in budget.writes:
+        written = not unwritten(run.outputs[name]).any()
+        if written and not any(_shares(run.outputs[name], region.tensor) for region in watch.regions.values()):
+            over.append(f"{name} is written by no kernel of yours: what torch moves for it is not in the budget")
     if scratch > SCRATCH * allowed:
         over.append(
             f"{scratch} bytes go to and from memory that is neither argument nor output; the budget has {allowed} "
@@ -513,4 +556,7 @@ def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
         yield Violation(Kind.TRAFFIC, "\n".join(over))
 
 
-__all__ = ["Budget", "Case", "Exercise", "Kind", "Property", "Target", "allowed_error", "exercises", "raised"]
+__all__ = [
+    "ON_REQUEST", "Budget", "Case", "Exercise", "Kind", "Property", "Run", "Target", "Violation", "allowed_error",
+    "exercises", "raised",
+]  # fmt: skip

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+SECTOR = 32  # bytes that device memory moves at a time
 GUARD = 4096  # elements before and after every tensor
 POISON = -1  # memory that nobody has written, read as an integer: in each floating dtype a NaN of its own kind
 _INTEGER = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
@@ -137,14 +138,28 @@ def _brief(value: object) -> str:
     return str(value) if not isinstance(value, float) else f"{value:g}"
 
 
+@dataclass(frozen=True)
+class Access:
+    """The elements of a region's storage that a load ("reads"), store ("writes") or atomic operation ("updates") of one
+    program touched. launch: its number. program: its number in the grid, whose first dimension counts fastest."""
+
+    launch: int
+    program: int
+    verb: str
+    region: Region
+    index: np.ndarray
+
+
 class Watch:
     """What a learner's function launched and, in the interpreter, touched."""
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
         self.regions: dict[int, Region] = {}  # by address
+        self.accesses: list[Access] = []
         self.out_of_bounds: str | None = None
         self.widest = 0  # lanes of the widest load or store
+        self.scattered = 1.0  # the most that one of them touches of sectors, over as many as its elements would fill
         self._current: list[Region] = []
 
     def launched(self, function, arguments: dict[str, object], grid) -> None:
@@ -168,18 +183,24 @@ class Watch:
         valid = torch.from_numpy(region.valid)
         valid.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(True)
 
-    def touched(self, verb: str, pointers: np.ndarray, mask: np.ndarray) -> None:
-        """Count one load ("reads"), store ("writes") or atomic operation ("updates"), or raise OutOfBounds."""
+    def touched(self, verb: str, program: int, pointers: np.ndarray, mask: np.ndarray) -> None:
+        """Count one access (see Access), or raise OutOfBounds."""
         self.widest = max(self.widest, pointers.size)
         addresses = np.unique(pointers[np.broadcast_to(mask, pointers.shape)]).astype(np.int64)
         for region in self._current:
-            index = (addresses - region.address) // region.tensor.element_size()
+            size = region.tensor.element_size()
+            index = (addresses - region.address) // size
             inside = (index >= 0) & (index < region.valid.size)
             inside[inside] = region.valid[index[inside]]
+            if inside.any():
+                sectors = np.unique((addresses[inside] - region.tensor.data_ptr()) // SECTOR).size
+                self.scattered = max(self.scattered, sectors * SECTOR / (inside.sum() * size))
             if verb != "writes":
                 region.reads[index[inside]] += 1
             if verb != "reads":
                 region.writes[index[inside]] += 1
+            if inside.any():
+                self.accesses.append(Access(len(self.launches) - 1, program, verb, region, index[inside]))
             addresses = addresses[~inside]
         if addresses.size:
             nearest = min(self._current, key=lambda region: abs(region.tensor.data_ptr() - int(addresses[0])))
@@ -190,39 +211,69 @@ class Watch:
             )
             raise OutOfBounds(self.out_of_bounds)
 
+    def elements(self, tensor: Tensor, *verbs: str) -> dict[tuple[int, int], np.ndarray]:
+        """(launch, program) -> the elements of `tensor` that it touched, each once, as numbers in row-major order."""
+        touched: dict[tuple[int, int], list[np.ndarray]] = {}
+        region = self.regions.get(tensor.untyped_storage().data_ptr())
+        for access in self.accesses:
+            if access.region is region and access.verb in verbs:
+                touched.setdefault((access.launch, access.program), []).append(access.index)
+        if region is None:
+            return {}
+        number = np.full(region.valid.size, -1)
+        view = torch.from_numpy(number).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        view.copy_(torch.arange(tensor.numel()).view(tensor.shape))
+        found = {program: np.unique(number[np.concatenate(parts)]) for program, parts in touched.items()}
+        return {program: elements[elements >= 0] for program, elements in found.items()}
+
 
 @contextmanager
 def watching() -> Iterator[Watch]:
     """Watch every Triton launch in the block; in the interpreter every load and store too.
 
     Where the interpreter is kinder than a GPU it becomes as strict: what a masked load leaves undefined (no `other`) is
-    NaN and not zero, and a Python float that is no tl.constexpr arrives rounded to float32.
+    NaN and not zero, a Python float that is no tl.constexpr arrives rounded to float32, and tl.dot in TF32 sees the
+    first 10 of a float32's 23 bits after the point.
     """
+    from triton._C.libtriton.ir import INPUT_PRECISION
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
     from triton.runtime.jit import JITFunction
 
     watch = Watch()
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     atomic_rmw, atomic_cas = InterpreterBuilder.create_atomic_rmw, InterpreterBuilder.create_atomic_cas
+    dot = InterpreterBuilder.create_dot
+
+    def program(builder) -> int:
+        (x, y, z), (size_x, size_y, _) = builder.grid_idx, builder.grid_dim
+        return x + size_x * (y + size_y * z)
 
     def watched_load(builder, pointers, mask, other, *rest):
-        watch.touched("reads", pointers.data, mask.data)
+        watch.touched("reads", program(builder), pointers.data, mask.data)
         loaded = load(builder, pointers, mask, other, *rest)
         if other is None and loaded.data.dtype.kind == "f":
             loaded = TensorHandle(np.where(mask.data, loaded.data, np.array(np.nan, loaded.data.dtype)), loaded.dtype)
         return loaded
 
     def watched_store(builder, pointers, value, mask, *rest):
-        watch.touched("writes", pointers.data, mask.data)
+        watch.touched("writes", program(builder), pointers.data, mask.data)
         return store(builder, pointers, value, mask, *rest)
 
     def watched_rmw(builder, operation, pointers, value, mask, *rest):
-        watch.touched("updates", pointers.data, mask.data)
+        watch.touched("updates", program(builder), pointers.data, mask.data)
         return atomic_rmw(builder, operation, pointers, value, mask, *rest)
 
     def watched_cas(builder, pointers, *rest):
-        watch.touched("updates", pointers.data, np.array(True))
+        watch.touched("updates", program(builder), pointers.data, np.array(True))
         return atomic_cas(builder, pointers, *rest)
+
+    def watched_dot(builder, a, b, d, precision, *rest):
+        if precision == INPUT_PRECISION.TF32 and a.data.dtype == np.float32:
+            a, b = (
+                TensorHandle((each.data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32), each.dtype)
+                for each in (a, b)
+            )
+        return dot(builder, a, b, d, precision, *rest)
 
     interpreted_run, compiled_run = InterpretedFunction.run, JITFunction.run
 
@@ -245,6 +296,7 @@ def watching() -> Iterator[Watch]:
             (InterpreterBuilder, "create_masked_store", watched_store),
             (InterpreterBuilder, "create_atomic_rmw", watched_rmw),
             (InterpreterBuilder, "create_atomic_cas", watched_cas),
+            (InterpreterBuilder, "create_dot", watched_dot),
             (InterpretedFunction, "run", watched_interpreted_run),
             (JITFunction, "run", watched_compiled_run),
         ):

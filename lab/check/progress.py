@@ -16,7 +16,9 @@ from lab.files import write_text
 FOLDER = Path(__file__).parents[2] / "exercises"
 UNANSWERED, UNCHECKED = "unanswered", "unchecked"
 # A stub as `solutions/build_exercises.py` leaves it: the comment, and nothing of the learner's own after it.
-_STUB = re.compile(r'^ *(?:#|//) your code here\n *(?:pass\n|raise NotImplementedError\(|""")', re.MULTILINE)
+_STUB = re.compile(
+    r'^ *(?:#|//) your code here\n *(?:pass\n|raise NotImplementedError\(|return 0, program\n|""")', re.MULTILINE
+)
 
 
 @dataclass(frozen=True)

@@ -304,14 +304,7 @@ CUDA = Exercise(
     _forward(RMSNORM),
     (
         *rows.on(
-            Property(
-                "compiles",
-                "NVRTC compiles the kernel, in every dtype.",
-                "The compiler's first error is the one to mend; the rest often follow from it. A missing name means "
-                "that the launch asks for a kernel that the source does not have.",
-                (),
-                frozenset({Kind.DOES_NOT_COMPILE}),
-            ),
+            rows.COMPILES,
             rows.RUNS,
             rows.LAUNCHES,
             cases=_cuda_basic,

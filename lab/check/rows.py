@@ -26,6 +26,14 @@ STRIDED = (Case((3, 8), padding=5), Case((4, 127), padding=1, offset=3), Case((2
 
 # properties -----------------------------------------------------------------------------------------------------------
 
+COMPILES = Property(
+    "compiles",
+    "NVRTC compiles the kernel, in every dtype.",
+    "The compiler's first error is the one to mend; the rest often follow from it. A missing name means that the "
+    "launch asks for a kernel that the source does not have.",
+    (),
+    frozenset({Kind.DOES_NOT_COMPILE}),
+)
 RUNS = Property(
     "runs",
     "The function runs on ordinary input.",

@@ -7,14 +7,15 @@ rows are 2^k long wherever masks are not the matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from lab.backends.registry import resolve
 from lab.check import rows
-from lab.check.exercise import Budget, Case, Exercise, Kind, Property, Target, allowed_error
+from lab.check.exercise import Budget, Case, Exercise, Kind, Property, Run, Target, Violation, allowed_error
+from lab.check.memory import Watch
 from lab.ops.softmax import OPERATOR as SOFTMAX
 
 # inputs and what should come of them ----------------------------------------------------------------------------------
@@ -167,6 +168,15 @@ FORWARD = Exercise(
     Budget({"x": 1}, {"y": 1}, (), BUDGET_CASE, SCORES, 0.7),
 )
 
+
+def _programs(run: Run, watch: Watch) -> Iterator[Violation]:
+    count, each = len(run.arguments["x"]), run.arguments["rows_per_program"]
+    asked, enough = math.prod(run.launches[-1].grid), math.ceil(count / each)
+    if asked > enough:
+        many = f"{asked} programs were launched for {count} rows"
+        yield Violation(Kind.PROGRAMS, f"{many}; {enough} are enough at {each:g} rows each")
+
+
 SEVERAL = Property(
     "rows of several blocks",
     "The maximum and the sum are of the whole row.",
@@ -280,6 +290,7 @@ TILED = Exercise(
         *rows.on(rows.PRECISION, cases=_precise, rows_per_program=4),
     ),
     Budget({"x": 1}, {"y": 1}, (), Case((64, 24), padding=8, parameters={"rows_per_program": 4}), (262144, 128), 0.5),
+    launched=_programs,
 )
 
 EXERCISES = (FORWARD, ONLINE, BACKWARD, TILED)

@@ -16,6 +16,7 @@ from lab.core.config import ModelConfig, from_hugging_face, to_hugging_face
 from lab.files import replacing, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHIPPED = Path(__file__).parents[1] / "models"  # a folder for each model that comes with `lab`
 
 
 class CheckpointError(ValueError):

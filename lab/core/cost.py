@@ -1,5 +1,5 @@
-"""The work of a forward pass, told from a model's shape: the operators that it calls, their FLOPs, and the bytes that
-must cross device memory."""
+"""The work of a forward pass and of a training step, told from a model's shape: the operators that it calls, their
+FLOPs, and the bytes that must cross device memory."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ class OperatorCall:
     count: int = 1
     absent: tuple[str, ...] = ()
 
-    def cost(self, dtype: torch.dtype) -> Cost:
-        """Of one call: the contract's, without the terms that name an absent tensor."""
-        cost = operator(self.operator).forward_cost(self.shape, dtype)
+    def cost(self, dtype: torch.dtype, direction: str = "forward") -> Cost:
+        """Of one call, or of its backward pass, or of both ("both"): the contract's, without the terms that name an
+        absent tensor or its gradient."""
+        cost = operator(self.operator).cost(self.shape, dtype, direction)
+        absent = {*self.absent, *(f"d{name}" for name in self.absent)}
 
         def there(terms: dict[str, int]) -> dict[str, int]:
-            return {term: count for term, count in terms.items() if not set(self.absent) & set(term.split())}
+            return {term: count for term, count in terms.items() if not absent & set(term.replace(":", "").split())}
 
         return Cost(there(cost.flop_terms), there(cost.byte_terms))
 
@@ -107,11 +109,18 @@ def operator_calls(
     ]
 
 
-def flop_terms(calls: Iterable[OperatorCall], dtype: torch.dtype) -> dict[str, int]:
-    """FLOPs by operator."""
+def training_calls(config: ModelConfig, batch: int, tokens: int) -> list[OperatorCall]:
+    """What a model and its loss call to train on `tokens` tokens, at least two, of each of `batch` sequences. Every
+    call has a backward pass."""
+    loss = OperatorCall("", "cross_entropy", (batch * tokens, config.vocab_size))
+    return [*operator_calls(config, batch, tokens), loss]
+
+
+def flop_terms(calls: Iterable[OperatorCall], dtype: torch.dtype, direction: str = "forward") -> dict[str, int]:
+    """FLOPs by operator, in one direction or "both"."""
     terms: Counter[str] = Counter()
     for call in calls:
-        terms[call.operator] += call.count * call.cost(dtype).flops
+        terms[call.operator] += call.count * call.cost(dtype, direction).flops
     return dict(terms)
 
 
@@ -151,3 +160,29 @@ def forward_cost(config: ModelConfig, part: str, batch: int, new: int, dtype: to
     if part == "model" and not config.tie_word_embeddings:  # a tied head reads all embeddings anyway
         byte_terms["read the tokens' embeddings"] = stream
     return Cost(flop_terms(calls, dtype), byte_terms)
+
+
+def training_cost(config: ModelConfig, batch: int, tokens: int, dtype: torch.dtype) -> Cost:
+    """Work of a training step of the model in `dtype`, its AdamW in float32, on `tokens` tokens of each of `batch`
+    sequences.
+
+    The FLOPs are those of the contracts of all operators, forward and backward. Beyond the usual estimate, 6 FLOPs for
+    each weight of a matrix product and each token (Kaplan et al. 2020, https://arxiv.org/abs/2001.08361), that is
+    attention, the causal half of it, with the scores that its backward pass computes again, and elementwise work. The
+    embedding's and the optimizer's are not counted.
+
+    The bytes are those of the step seen as one operator: weights and moments are read once and written once, and
+    neither activations nor gradients need leave the chip.
+    """
+    copies = 0 if dtype == torch.float32 else dtype.itemsize  # the model's own, of the optimizer's weights
+    numbers = config.parameters
+    return Cost(
+        flop_terms(training_calls(config, batch, tokens), dtype, "both"),
+        {
+            "read the model's weights": numbers * copies,
+            "write the model's weights": numbers * copies,
+            "read the optimizer's weights and moments": 3 * 4 * numbers,
+            "write the optimizer's weights and moments": 3 * 4 * numbers,
+            "read the tokens and their targets": 2 * 8 * batch * tokens,
+        },
+    )

@@ -133,20 +133,43 @@ def compiled_here(name: str, gpu: GPU, shape: tuple[int, ...] | None = None) -> 
 
 
 def resource_usage(binary: Binary) -> tuple[int, int, int]:
-    """Registers of a thread, bytes of a thread in local memory and bytes of shared memory of a block, as cuobjdump (it
-    comes with Triton) reads them in the binary of one kernel. It lists spills as stack."""
+    """Registers of a thread, bytes of a thread in local memory and bytes of shared memory of a block, in the binary of
+    one kernel. Raises ResourceError for a binary of several."""
+    usages = resource_usages(binary)
+    if len(usages) != 1:
+        raise ResourceError(f"expected the usage of one kernel, cuobjdump found {len(usages)}")
+    return usages[0]
+
+
+def resource_usages(binary: Binary) -> list[tuple[int, int, int]]:
+    """The same for every kernel of a binary, as cuobjdump reads it. It lists spills as stack."""
+    text = _cuobjdump("-res-usage", binary)
+    usages = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    if not usages:
+        raise ResourceError(f"expected the usage of a kernel, cuobjdump printed: {text.strip()}")
+    return [
+        (int(registers), int(stack), int(static_shared) + binary.dynamic_shared)
+        for registers, stack, static_shared in usages
+    ]
+
+
+def instructions(binary: Binary) -> int:
+    """Machine instructions in the binary of one kernel: as many as a thread runs where all loops are unrolled."""
+    listed = re.findall(
+        r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", _cuobjdump("-sass", binary), re.MULTILINE
+    )
+    return sum(name != "NOP" for name in listed)
+
+
+def _cuobjdump(option: str, binary: Binary) -> str:
+    """What cuobjdump, which comes with Triton, prints of a binary."""
     import triton
 
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.cubin)
         file.flush()
-        text = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    usages = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
-    if len(usages) != 1:
-        raise ResourceError(f"expected the usage of one kernel, cuobjdump printed: {text.strip()}")
-    registers, stack, static_shared = map(int, usages[0])
-    return registers, stack, static_shared + binary.dynamic_shared
+        return subprocess.run([cuobjdump, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 def publish(experiment: str, output: Path | None = None) -> Path:

@@ -7,6 +7,7 @@ the two are equal, memory is the bound; right of it, compute is. Both ceilings a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,17 +99,18 @@ def table(record: Record, workloads: Iterable[Workload]) -> Table:
 
 def places(record: Record, groups: Mapping[str, Sequence[Workload]]) -> Figure:
     """Both roofs, and on them the places of the workloads: a marker for each group, which the legend names with the
-    intensity of its workloads, from the least to the largest. Nothing in it was timed but the roofs.
+    intensity of its workloads, from the least to the largest. What does no arithmetic stands at the left edge. Nothing
+    in it was timed but the roofs.
     """
     heres = {name: [of(record, workload) for workload in group] for name, group in groups.items()}
     every = [here for group in heres.values() for here in group]
     ridge = every[0].ridge
-    left = min([ridge / 1000, *(here.intensity / 2 for here in every)])
+    left = min([ridge / 1000, *(here.intensity / 2 for here in every if here.intensity)])
     right = max([ridge * 50, *(here.intensity * 2 for here in every)])
     with style():
         fig = MplFigure(figsize=(5.6, 3.6 + 0.22 * ((len(groups) + 1) // 2)))
         axes = fig.subplots()
-        _draw_roofs(axes, record.ceilings, left, right, min(here.roof_tflops for here in every), 1.6)
+        _draw_roofs(axes, record.ceilings, left, right, min(here.roof_tflops or math.inf for here in every), 1.6)
         axes.minorticks_off()
         axes.vlines(ridge, axes.get_ylim()[0], record.ceilings.matmul_tflops, color=ROOF, linestyle=":", linewidth=1)
         told = []
@@ -117,8 +119,9 @@ def places(record: Record, groups: Mapping[str, Sequence[Workload]]) -> Figure:
             intensity = least if least == most else f"{least} to {most}"
             bounds = " or ".join(sorted({f"{here.bound}-bound" for here in group}, reverse=True))
             axes.plot(
-                [here.intensity for here in group],
-                [here.roof_tflops for here in group],
+                [here.intensity or left for here in group],
+                [here.roof_tflops or left * record.ceilings.copy_gbps / 1e3 for here in group],
+                clip_on=False,
                 linestyle="none",
                 marker=MARKERS[index % len(MARKERS)],
                 markerfacecolor="none",

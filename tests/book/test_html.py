@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.benchmark import records
+
 pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +83,17 @@ def test_chapters_open_in_colab(html, chapter):
 def test_figures_have_alternative_text(html, chapter):
     figures = re.findall(r"<svg\b[^>]*role=\"img\"[^>]*>", pages(html)[f"book/notebooks/{chapter}.html"])
     assert all(re.search(r'aria-label="[^"]{20,}"', figure) for figure in figures)
-    assert figures or chapter == "add_an_operator"  # which has none
+    assert figures or chapter in ("add_an_operator", "execution")  # which have none
+
+
+def test_the_introduction_shows_a_ladder_out_of_its_record(html):
+    record = records.published("rmsnorm")
+    naive = record.select("rmsnorm", "both", (65536, 4096), "triton:naive")[0]
+    introduction = pages(html)["book/intro.html"]
+    assert (
+        f"triton:naive {naive.timing.median_us:.0f}" in re.search(r'role="img" aria-label="([^"]*)"', introduction)[1]
+    )
+    assert record.environment.gpu in re.sub("<[^>]*>", "", introduction)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +106,8 @@ def test_figures_have_alternative_text(html, chapter):
         "$\\nosuchcommand x$",
         "$\\left( x$",
         "$$\\begin{nosuch} a & b \\end{nosuch}$$",
+        "```{times} rmsnorm both 1x1\ntorch eager\n```",  # the record has none
+        "```{times} nothing both 1x1\ntorch eager\n```",
     ],
 )
 def test_a_broken_page_fails_the_build(build_book, tmp_path, planted):

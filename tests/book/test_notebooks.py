@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from book import build_notebooks
 
@@ -40,7 +41,8 @@ def book(tmp_path_factory):
     (folder / "chapters").mkdir()
     (folder / "notebooks").mkdir()
     (folder / "chapters/tiny.py").write_text(CHAPTER)
-    build_notebooks.build(folder / "chapters/tiny.py", folder / "notebooks/tiny.ipynb")
+    seconds = build_notebooks.build(folder / "chapters/tiny.py", folder / "notebooks/tiny.ipynb")
+    build_notebooks.note_execution("tiny", seconds, folder / "execution.json")
     return folder
 
 
@@ -52,7 +54,7 @@ def problems(book: Path, tmp_path: Path, notebook: nbformat.NotebookNode | None 
     """What build_notebooks finds wrong with `notebook` in place of the published one; None is no notebook."""
     if notebook is not None:
         nbformat.write(notebook, tmp_path / "tiny.ipynb")
-    return build_notebooks.problems(book / "chapters", tmp_path)
+    return build_notebooks.problems(book / "chapters", tmp_path, book / "execution.json")
 
 
 def test_the_published_notebooks():
@@ -78,7 +80,21 @@ def test_a_changed_tag_is_noticed(book, tmp_path):
 def test_a_missing_notebook_or_chapter_is_noticed(book, tmp_path):
     assert problems(book, tmp_path) == ["tiny: there is no notebook"]
     (tmp_path / "other.ipynb").write_text((book / "notebooks/tiny.ipynb").read_text())
-    assert problems(book, tmp_path, read(book)) == ["other: there is no chapter"]
+    assert problems(book, tmp_path, read(book))[1:] == ["other: there is no chapter"]
+
+
+def test_a_run_that_is_not_noted_or_is_no_more_is_noticed(book, tmp_path):
+    execution = tmp_path / "execution.json"
+    assert build_notebooks.problems(book / "chapters", book / "notebooks", execution) == [
+        "tiny: execution.json has no run of it"
+    ]
+    for name in ("tiny", "gone"):
+        build_notebooks.note_execution(name, 1.6, execution)
+    assert build_notebooks.problems(book / "chapters", book / "notebooks", execution) == [
+        "gone: execution.json has a run of it"
+    ]
+    noted = build_notebooks.read_execution(execution)["tiny"]
+    assert noted["seconds"] == 2 and noted["versions"]["torch"] == torch.__version__
 
 
 def test_a_cell_without_execution_count_is_noticed(book, tmp_path):
@@ -91,6 +107,12 @@ def test_a_bitmap_is_noticed(book, tmp_path):
     notebook = read(book)
     notebook.cells[3].outputs[0].data["image/png"] = "iVBORw0KGgo="
     assert problems(book, tmp_path, notebook) == ["tiny: cell 3 shows a bitmap; show an SVG"]
+
+
+def test_a_warning_is_noticed(book, tmp_path):
+    notebook = read(book)
+    notebook.cells[1].outputs.append(nbformat.v4.new_output("stream", name="stderr", text="a UserWarning"))
+    assert problems(book, tmp_path, notebook) == ["tiny: cell 1 warns"]
 
 
 def test_building_again_changes_no_byte(book, tmp_path):

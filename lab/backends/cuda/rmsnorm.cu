@@ -72,15 +72,10 @@ __global__ void rmsnorm_dw_naive(const T* dy, int64 dy_stride, const T* x, int64
   dw[c] = narrow<T>(total);
 }
 
-// vectorized and one_pass, forward: 16-byte loads, warp shuffles. Where a row is kept between its two uses decides: ---
+// vectorized and one_pass, forward: 16-byte loads, warp shuffles. A row is KEPT in registers between its two uses, HELD
+// vectors to a thread (one_pass), or read again, from L2 if it is still there (vectorized, and rows too long) ----------
 
-enum Keep {
-  NOWHERE,    // vectorized: it is read again, from L2 if it is still there
-  REGISTERS,  // one_pass: HELD vectors a thread
-  SHARED      // one_pass, for rows that registers cannot hold: each thread its own part of dynamic shared memory
-};
-
-template <typename T, int VEC, int THREADS, Keep KEEP, int HELD, bool ADD>
+template <typename T, int VEC, int THREADS, bool KEPT, int HELD, bool ADD>
 __global__ __launch_bounds__(THREADS) void rmsnorm_forward(const T* x, int64 x_stride, const T* residual,
                                                            int64 residual_stride, const T* weight, T* y, T* s,
                                                            typename Accumulator<T>::type* rstd, int64 columns,
@@ -88,7 +83,6 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_forward(const T* x, int64 x_s
   typedef typename Accumulator<T>::type A;
   typedef Vector<T, VEC> V;
   __shared__ A scratch[32];
-  extern __shared__ __align__(16) unsigned char kept[];
   int64 row = blockIdx.x, vectors = columns / VEC;
   x += row * x_stride, y += row * columns, s += row * columns;
   if (ADD) residual += row * residual_stride;
@@ -122,7 +116,7 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_forward(const T* x, int64 x_s
 
   // HELD loads are issued before the first is used, so that HELD x 16 bytes a thread are under way at once.
   V held[HELD];
-  if constexpr (KEEP == REGISTERS) {
+  if constexpr (KEPT) {
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
       int64 v = threadIdx.x + k * THREADS;
@@ -131,6 +125,7 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_forward(const T* x, int64 x_s
 #pragma unroll
     for (int k = 0; k < HELD; ++k)
       if (threadIdx.x + k * THREADS < vectors) add_squares(held[k]);
+    stay_packed(held);
     A r = finish();
 #pragma unroll
     for (int k = 0; k < HELD; ++k) {
@@ -144,21 +139,19 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_forward(const T* x, int64 x_s
         if (start + k * THREADS < vectors) held[k] = load(start + k * THREADS);
 #pragma unroll
       for (int k = 0; k < HELD; ++k) {
-        if (start + k * THREADS >= vectors) continue;
-        add_squares(held[k]);
-        if (KEEP == SHARED) ((V*)kept)[start + k * THREADS] = held[k];
+        if (start + k * THREADS < vectors) add_squares(held[k]);
       }
     }
     A r = finish();
-    for (int64 v = threadIdx.x; v < vectors; v += THREADS) write(v, KEEP == SHARED ? ((V*)kept)[v] : load(v), r);
+    for (int64 v = threadIdx.x; v < vectors; v += THREADS) write(v, load(v), r);
   }
 }
 
 // vectorized and one_pass, backward: a block takes every gridDim.x-th row and adds its dw into its own row of `partial`:
-// KEEP = REGISTERS: x, dy and dw stay in registers. NOWHERE: x and dy are read again, and dw is added up in global memory
-// (`partial` then starts as zeros). ----------------------------------------------------------------------------------
+// KEPT: x, dy and dw stay in registers. Else x and dy are read again, and dw is added up in global memory (`partial` then
+// starts as zeros) ---------------------------------------------------------------------------------------------------
 
-template <typename T, int VEC, int THREADS, Keep KEEP, int HELD, bool ADD>
+template <typename T, int VEC, int THREADS, bool KEPT, int HELD, bool ADD>
 __global__ __launch_bounds__(THREADS) void rmsnorm_backward(const T* dy, int64 dy_stride, const T* ds, int64 ds_stride,
                                                             const T* x, int64 x_stride, const T* weight,
                                                             const typename Accumulator<T>::type* rstd, T* dx,
@@ -187,7 +180,7 @@ __global__ __launch_bounds__(THREADS) void rmsnorm_backward(const T* dy, int64 d
   };
 
   int parity = 0;
-  if constexpr (KEEP == REGISTERS) {
+  if constexpr (KEPT) {
     V w[HELD];
     A total[HELD][VEC] = {};
 #pragma unroll

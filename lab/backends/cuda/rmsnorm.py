@@ -56,29 +56,29 @@ def backward_naive(dy, x, weight, rstd, eps, ds=None):
     return dx, dw
 
 
-# vectorized and one_pass: kernels that differ in where a row is kept between its two uses ----------------------------
+# vectorized and one_pass: is a row kept in registers between its two uses? -------------------------------------------
 
 
-def _forward(x, weight, eps, residual, keep, threads, held, shared=0):
+def _forward(x, weight, eps, residual, kept, threads, held):
     y, rstd = norm_outputs(x)
     s = torch.empty_like(y) if residual is not None else y
     vector = vector_width(x, weight, y) if residual is None else vector_width(x, residual, weight, y)
     _launch(
-        "rmsnorm_forward", (TYPES[x.dtype], vector, threads, keep, held, residual is not None), x.shape[0], threads,
-        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, x.shape[1], eps, shared=shared,
+        "rmsnorm_forward", (TYPES[x.dtype], vector, threads, kept, held, residual is not None), x.shape[0], threads,
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, x.shape[1], eps,
     )  # fmt: skip
     return (y, rstd) if residual is None else (y, s, rstd)
 
 
-def _backward(dy, x, weight, rstd, ds, keep, threads, held, blocks_per_sm):
+def _backward(dy, x, weight, rstd, ds, kept, threads, held, blocks_per_sm):
     rows, columns = x.shape
     dx = x.new_empty(rows, columns)
     vector = vector_width(dy, x, weight, dx) if ds is None else vector_width(dy, ds, x, weight, dx)
     blocks = min(rows, gpu_of(x.device).multiprocessors * blocks_per_sm)
-    new_partial = rstd.new_zeros if keep == "NOWHERE" else rstd.new_empty
+    new_partial = rstd.new_empty if kept else rstd.new_zeros
     partial = new_partial(blocks, columns)
     _launch(
-        "rmsnorm_backward", (TYPES[x.dtype], vector, threads, keep, held, ds is not None), blocks, threads,
+        "rmsnorm_backward", (TYPES[x.dtype], vector, threads, kept, held, ds is not None), blocks, threads,
         dy, dy.stride(0), *pointer(ds, dy), x, x.stride(0), weight, rstd, dx, partial, rows, columns,
     )  # fmt: skip
     return dx, _sum_partials(partial, weight)
@@ -92,23 +92,21 @@ def _sum_partials(partial, weight):
 
 
 def forward_vectorized(x, weight, eps, residual=None):
-    return _forward(x, weight, eps, residual, "NOWHERE", threads=256, held=2)
+    return _forward(x, weight, eps, residual, kept=False, threads=256, held=2)
 
 
 def backward_vectorized(dy, x, weight, rstd, eps, ds=None):
-    return _backward(dy, x, weight, rstd, ds, "NOWHERE", threads=256, held=1, blocks_per_sm=4)
+    return _backward(dy, x, weight, rstd, ds, kept=False, threads=256, held=1, blocks_per_sm=4)
 
 
 def forward_one_pass(x, weight, eps, residual=None):
     columns = x.shape[1]
     tensors = (x, weight) if residual is None else (x, weight, residual)
     vectors = columns // vector_width(*tensors)
-    threads = min(1024, max(32, next_power_of_2(-(-vectors // 2))))
-    if vectors <= 4 * threads:
-        return _forward(x, weight, eps, residual, "REGISTERS", threads, held=2 if vectors <= 2 * threads else 4)
-    if (row_bytes := columns * x.element_size()) <= gpu_of(x.device).shared_memory - 1024:  # 1 KiB for the kernel's own
-        return _forward(x, weight, eps, residual, "SHARED", threads, held=4, shared=row_bytes)
-    return _forward(x, weight, eps, residual, "NOWHERE", threads, held=2)
+    threads = min(1024, max(32, next_power_of_2(-(-vectors // 4))))
+    if vectors > 8 * threads:
+        return _forward(x, weight, eps, residual, kept=False, threads=threads, held=2)
+    return _forward(x, weight, eps, residual, kept=True, threads=threads, held=next_power_of_2(-(-vectors // threads)))
 
 
 def backward_one_pass(dy, x, weight, rstd, eps, ds=None):
@@ -117,8 +115,8 @@ def backward_one_pass(dy, x, weight, rstd, eps, ds=None):
     threads = min(512, max(32, next_power_of_2(-(-vectors // 2))))
     if vectors <= 4 * threads:
         held = 2 if vectors <= 2 * threads else 4
-        return _backward(dy, x, weight, rstd, ds, "REGISTERS", threads, held, blocks_per_sm=512 // threads)
-    return _backward(dy, x, weight, rstd, ds, "NOWHERE", threads=1024, held=1, blocks_per_sm=1)
+        return _backward(dy, x, weight, rstd, ds, kept=True, threads=threads, held=held, blocks_per_sm=512 // threads)
+    return _backward(dy, x, weight, rstd, ds, kept=False, threads=1024, held=1, blocks_per_sm=1)
 
 
 # pipelined: forward as one_pass (loading rows ahead was slower there: the chapter tells); backward through a ring ----
@@ -191,7 +189,7 @@ LADDER = [
     ),
     Implementation(
         forward_one_pass, backward_one_pass, "one_pass",
-        "the row stays in registers (shared memory when longer) and is read once; dw in registers over many rows",
+        "the row stays in registers and is read once; dw in registers over many rows",
         unavailable, refuses_dtype,
     ),
     Implementation(

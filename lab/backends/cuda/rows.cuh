@@ -33,6 +33,18 @@ template <typename T, int VEC> __device__ inline void store_streaming(T* address
   }
 }
 
+// To stand between two uses of what a thread holds: low precision then stays as it was loaded. Otherwise the compiler
+// keeps the widened values for the next use, in twice the registers, and spills, all to save a few conversions.
+template <typename T, int VEC, int HELD> __device__ inline void stay_packed(Vector<T, VEC> (&held)[HELD]) {
+  if constexpr (sizeof(held[0]) == 16) {
+#pragma unroll
+    for (int k = 0; k < HELD; ++k) {
+      int4& words = *(int4*)&held[k];
+      asm("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
+    }
+  }
+}
+
 // Sum over LANES neighbouring threads of a warp (a power of two), returned to each of them.
 template <int LANES = 32, typename A> __device__ inline A warp_sum(A value) {
   for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffff, value, offset);

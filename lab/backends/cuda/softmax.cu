@@ -189,18 +189,6 @@ template <int THREADS, int LANES, int CLUSTER> struct Share {
   __device__ inline bool has(int k) const { return at(k) < end; }
 };
 
-// To stand between two uses of what a thread holds: low precision then stays as it was loaded. Otherwise the compiler
-// keeps the widened values for the next use, in twice the registers, and spills, all to save a few conversions.
-template <typename T, int VEC, int HELD> __device__ inline void stay_packed(Vector<T, VEC> (&held)[HELD]) {
-  if constexpr (sizeof(held[0]) == 16) {
-#pragma unroll
-    for (int k = 0; k < HELD; ++k) {
-      int4& words = *(int4*)&held[k];
-      asm("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
-    }
-  }
-}
-
 template <typename T, int VEC, int THREADS, int LANES, int HELD, int CLUSTER, bool FAST>
 __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_stride, T* y, int64 rows,
                                                            int64 columns) {

@@ -1,0 +1,83 @@
+# %% [markdown]
+# # All results
+#
+# **What you will see.** Every published record: each operator on each GPU, all that was timed beside all that it was
+# timed against, and on what. The chapters quote from here.
+#
+# **What you need.** *How to read the numbers*, in the introduction. **Reading time:** none; it is a page to look things up in.
+
+# %% tags=["hide-input"]
+# In Colab this gets the course and keeps Colab's own torch; elsewhere it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    import subprocess
+
+    repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
+    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
+    subprocess.run(install, check=True)
+    sys.path.insert(0, "/content/llm-kernel-lab")
+
+# %% tags=["hide-input"]
+from lab.backends import registry
+from lab.benchmark import records, report
+from lab.benchmark.figures import ladder
+from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table
+from lab.notebook import Folded, show
+
+published = [records.read(path) for _, path in report.all_records()]
+
+# %% [markdown]
+# ## Where they come from
+#
+# A record is one run on one machine: ceilings, times, and what it ran on. *Recorded with changes* would mean that the
+# code was not the commit's.
+
+# %% tags=["remove-input"]
+rows = []
+for record in published:
+    e, c = record.environment, record.ceilings
+    commit = f"{(e.commit or 'unknown')[:7]}{', with changes' if e.dirty else ''}"
+    rows.append([record.experiment, e.gpu, e.date[:10], commit, f"{c.copy_gbps:.0f}", f"{c.matmul_tflops:.0f}"])
+show(Table(["experiment", "GPU", "date", "commit", "copy GB/s", "matmul TFLOP/s"], rows))
+
+# %% tags=["remove-input"]
+for record in published:
+    e = record.environment
+    versions = [["driver", e.driver or "unknown"], ["python", e.python], *e.packages.items()]
+    show(Folded(f"{record.experiment} on {e.gpu}: the versions", (Table(["", "version"], versions),)))
+
+# %% [markdown]
+# ## Operators
+#
+# One picture of each operator's ladder. Then tables in percent of the ceiling, best in bold: of each backend the best rung,
+# then the peers. The line below each table opens all rungs and peers at each shape, with times and their intervals.
+
+# %% tags=["remove-input"]
+for name in registry.operators():
+    for record in published:
+        if name not in record.operators():
+            continue
+        show(f"### {name}, {record.environment.gpu}")
+        first = next(row for row in record.select(name) if row.timing)
+        show(ladder(record, name, first.direction, first.shape))
+        for direction in record.directions(name):
+            shapes = dict.fromkeys(row.shape for row in record.select(name, direction) if row.timing)
+            every = tuple(ladder_table(record, name, direction, shape) for shape in shapes)
+            listed = ", ".join(map(shape_text, shapes))
+            show(table(record, name, direction), Folded(f"{name} {direction}, every rung at {listed}", every))
+
+# %% [markdown]
+# ## Models
+#
+# A model, a block or a layer on a choice of backends, as PyTorch runs it and compiled.
+
+# %% tags=["remove-input"]
+with_models = [record for record in published if record.model_workloads()]
+for record in with_models:
+    show(f"### {record.experiment}, {record.environment.gpu}")
+    for workload in record.model_workloads():
+        show(model_table(record, workload))
+if missing := report.not_recorded():
+    show(f"Experiments of the book that have no record yet: {', '.join(missing)}.")

@@ -1,0 +1,386 @@
+# %% [markdown]
+# # Softmax
+#
+# **What you will see.** A row of numbers becomes a row of weights that sum to one: in attention, in a router, at the
+# output. First a row whose naive softmax is NaN, and the cure; then how maximum and sum can be found in one look at the
+# row; then the rows that make a kernel slow: very short ones, and those too long for one block.
+#
+# **What you need.** The RMSNorm chapter, or that you know what a Triton program and a mask are. No GPU: without one the
+# kernels run in Triton's interpreter, and the timings shown are the published ones. **Reading time:** about 35 minutes,
+# exercises apart.
+
+# %% tags=["hide-input"]
+# In Colab this gets the course and keeps Colab's own torch; elsewhere it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    import subprocess
+
+    repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
+    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
+    subprocess.run(install, check=True)
+    sys.path.insert(0, "/content/llm-kernel-lab")
+
+# %% tags=["hide-input"]
+import lab  # before triton: with no GPU it switches Triton to its interpreter
+import torch
+
+from lab.backends.cuda import softmax as cuda_softmax
+from lab.backends.dry_run import launches_of
+from lab.backends.hardware import ARCHITECTURES
+from lab.backends.registry import ladder as rungs_of
+from lab.backends.registry import operator
+from lab.backends.triton import softmax as triton_softmax
+from lab.benchmark import records
+from lab.benchmark.figures import ladder
+from lab.benchmark.models import ModelWorkload
+from lab.benchmark.tables import Table, ladder_table, table
+from lab.notebook import Published, code, cuda_code, measure_here, show
+from lab.profiling import resources, roofline
+
+record = records.published("softmax", "NVIDIA H100 80GB HBM3")
+published = Published(record)
+softmax = operator("softmax")
+ROW, WIDE, LONG, LONGEST = (16384, 4096), (8192, 16384), (4096, 65536), (2048, 131072)
+TRAIN, TRAIN_LONG, ROUTER = (65536, 4096), (16384, 65536), (4194304, 8)
+
+
+def percent(label, direction="forward", shape=ROW, digits=0):
+    return published.percent(label, "softmax", direction, shape, digits)
+
+
+# %% tags=["remove-input"]
+show(ladder(record, "softmax", "forward", LONG))
+
+# %% [markdown]
+# One row of 65,536 scores, forward: each bar is one version of the same operator, as a share of what the memory of this
+# GPU allows.
+#
+# ## What it computes, and where
+#
+# $$y_i = \frac{e^{x_i}}{\sum_j e^{x_j}}$$
+#
+# In attention a row is what one token thinks of all tokens before it: as long as the context. In a router of experts it
+# has 8 to 256 columns. At the output it is as long as the vocabulary. So this operator meets rows of every length, and
+# that is what this chapter is about.
+#
+# ## A formula that does not work
+#
+# Type the formula, and try it on larger numbers:
+
+# %%
+def typed(x):
+    e = torch.exp(x)
+    return e / e.sum(-1, keepdim=True)
+
+
+for scale in (1, 10, 100):
+    x = scale * torch.tensor([1.0, 2.0, 3.0])
+    print(x.tolist(), "->", typed(x).tolist())
+
+# %% [markdown]
+# <details><summary>Question: where does the NaN come from?</summary>
+#
+# e^100 is more than float32 holds, so it is infinite, and infinity over infinity is NaN. (In float16 it happens from
+# e^12 on.) Attention scores of 100 are not exotic.
+#
+# </details>
+#
+# The quotient does not change when all x of a row are moved by the same number, because $e^{x-m} = e^x / e^m$ above and
+# below. Move by the largest: every exponential is then between 0 and 1, and at least one of them is 1.
+
+# %%
+def stable(x):
+    e = torch.exp(x - x.amax(-1, keepdim=True))
+    return e / e.sum(-1, keepdim=True)
+
+
+x = 100 * torch.tensor([1.0, 2.0, 3.0])
+print(stable(x).tolist(), torch.softmax(x, -1).tolist())
+
+# %% [markdown]
+# The price is a third look at the row: maximum, sum, quotient. The rest of the chapter pays it back.
+#
+# One case is left. A mask writes -inf, so a row of -inf only has the maximum -inf, and -inf less -inf is NaN. PyTorch
+# returns NaN there, and so do all kernels below: a test holds each of them to PyTorch on rows with NaN, +inf, and -inf
+# in part and throughout, and a kernel without the maximum fails it.
+#
+# ## How fast can it be?
+
+# %%
+cost = softmax.cost(ROW, torch.bfloat16, "forward")
+here = roofline.roofline(record, "softmax", ROW, "forward")
+flops = [[term, f"{count / 1e6:.2f} million"] for term, count in cost.flop_terms.items()]
+moved = [[term, f"{count / 2**20:.2f} MiB"] for term, count in cost.byte_terms.items()]
+show(Table(["FLOPs", "how many"], flops), Table(["bytes", "how many"], moved))
+
+# %% tags=["remove-input"]
+show(
+    f"**{here.intensity:.2f} FLOPs a byte**, where this GPU can do {here.ridge:.0f}: {here.bound}-bound. The floor is "
+    f"{here.floor_us:.1f} us at {record.ceilings.copy_gbps:.0f} GB/s, and every percentage below is that floor over the "
+    "measured time."
+)
+
+# %% [markdown]
+# An exponential is counted as one FLOP here, and with that count no arithmetic will ever matter. Remember that; the
+# chapter comes back to it.
+#
+# ## The baseline
+#
+# **Prediction:** `torch.softmax` is one fused kernel; it has to find maximum and sum before it writes. If it holds the row
+# on chip it is near the ceiling, if it reads the row three times, at half of it: four units of traffic where two are
+# needed.
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('torch eager')} at 4096 columns, {percent('torch eager', shape=WIDE)} at 16384, "
+     f"{percent('torch eager', shape=LONG)} at 65536.")
+
+# %% [markdown]
+# ## Triton, naive
+#
+# A kernel for each step. **Prediction:** three reads and a write, four units where two are needed: at most half.
+
+# %% tags=["remove-input"]
+show(code(triton_softmax._softmax_max_naive, triton_softmax._softmax_sum_naive, triton_softmax._softmax_scale_naive))
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('triton:naive')}.")
+
+# %% [markdown]
+# ## One pass: the row in registers
+#
+# As in the RMSNorm chapter: a block as wide as the row, one load, two reductions, one store. Masked lanes load as -inf:
+# they are never the maximum, and their exponential is 0. **Prediction:** as RMSNorm's one pass at the same shape, a
+# little less for the second reduction.
+
+# %% tags=["remove-input"]
+show(code(triton_softmax._softmax_forward_one_pass))
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('triton:one_pass')} at 4096 columns and {percent('triton:one_pass', shape=WIDE)} at 16384; "
+     f"but at 8 columns {percent('triton:one_pass', shape=ROUTER)}.")
+
+# %% [markdown]
+# ## Tiled: several short rows to a program
+#
+# A program of 128 threads for a row of eight numbers leaves 120 of them idle, and moves 32 bytes for the price of a whole
+# program. **Prediction:** a tile of rows by columns, 2048 elements to a program, is bound by memory again. Up to 4096
+# columns the same kernel serves, at the end with a tile of one row; where a row fills its block it needs no masks.
+
+# %% tags=["remove-input"]
+show(code(triton_softmax._softmax_forward_tiled))
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('triton:tiled', shape=ROUTER)} at 8 columns, "
+     f"{percent('triton:tiled', shape=(262144, 128))} at 128.")
+
+# %% [markdown]
+# ## Online: maximum and sum in one look
+#
+# A row of 65,536 does not fit the registers of a program. Maximum, sum, quotient: three looks, of which the second and
+# third may find the row in L2. Can the first two be one?
+#
+# <details><summary>Question: you have summed e^(x-m) over half a row, and now comes a larger maximum n. What to do?</summary>
+#
+# Multiply the sum by e^(m-n): each of its terms then is what it would have been with n from the start. So a running
+# maximum and a running sum are enough, mended whenever the maximum grows: the *online normalizer*, which makes this the
+# *online softmax*.
+#
+# </details>
+#
+# Here each lane keeps its own, so that the loop needs no reduction; they meet after it. The line with `origin` is for the
+# lane that has seen nothing but -inf.
+
+# %% tags=["remove-input"]
+show(code(triton_softmax._softmax_forward_online))
+
+# %% [markdown]
+# **Prediction:** two looks. If L2 serves the second one, near the ceiling: 132 programs of 128 KiB are 17 MiB, which L2
+# holds. If it does not, two thirds.
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('triton:online', shape=LONG)} at 65536 columns, {percent('triton:online', shape=LONGEST)} at "
+     "131072.")
+
+# %% [markdown]
+# ## CUDA C++
+#
+# **naive** and **vectorized** are the steps of the RMSNorm chapter again; the reduction now carries a pair, and this is
+# its rule:
+
+# %% tags=["remove-input"]
+SOURCE = cuda_softmax.SOURCE
+show(cuda_code(SOURCE, "template <typename A> struct Normalizer", "// vectorized: 16-byte loads"))
+
+# %% [markdown]
+# **one_pass** keeps the row in registers. `LANES` threads share a row: one thread for eight columns, a warp for a
+# thousand, a whole block for more; a block of 1024 threads holds 65,536 columns of 16 bits. **Prediction:** as Triton's
+# one pass, and as its tiles for short rows; and no cliff before 65,536.
+
+# %% tags=["remove-input"]
+show(cuda_code(SOURCE, "template <typename T, int VEC, int THREADS, int LANES, int HELD, int CLUSTER, bool FAST>", "template <typename T, int VEC, int THREADS, int LANES, int HELD, int CLUSTER>"))
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('cuda:one_pass')} at 4096 columns, {percent('cuda:one_pass', shape=ROUTER)} at 8, and "
+     f"{percent('cuda:one_pass', shape=LONG)} at 65536.")
+
+# %% [markdown]
+# ## What an exponential costs
+#
+# One block to a multiprocessor loads, or computes, or stores. So whatever it computes is time in which its memory is
+# idle, unless other blocks fill it. How much does it compute?
+#
+# <details><summary>Question: how many instructions can an element have, before they and not memory are the limit?</summary>
+#
+# A multiprocessor starts four warps' instructions a cycle, 128 lanes; 132 of them at 1.7 GHz start 29 million million
+# lanes' instructions a second. <!-- datasheet --> An element of 16 bits is read and written, four bytes. Divide the
+# ceiling by four: at full speed, three quarters of a million million elements a second. That leaves some 38 instructions
+# for each.
+#
+# </details>
+#
+# The compiled kernel says how many it has:
+
+# %%
+def instructions_per_element(rung):
+    (implementation,) = [made for made in rungs_of("softmax", "cuda") if made.rung == rung]
+    (launch,) = launches_of(implementation, LONG, torch.bfloat16, "forward", ARCHITECTURES["sm_90"])
+    return resources.instructions(launch.compile()) / (LONG[1] / launch.options["block"])
+
+
+for rung in ("one_pass", "fast_exp"):
+    print(f"{rung:9} {instructions_per_element(rung):.0f} instructions an element")
+
+# %% [markdown]
+# CUDA's `exp` is exact to the last bit or two of a float, and takes a dozen instructions; each element needs it twice. But
+# a result of 16 bits shows no more than its first three digits. The hardware has an instruction for $2^v$ alone, good to
+# some 22 bits, and $e^v = 2^{v \log_2 e}$. **fast_exp** is the kernel above with
+
+# %% tags=["remove-input"]
+show(cuda_code(SOURCE, "// e^v: a dozen instructions", "// The largest of VEC elements"))
+
+# %% [markdown]
+# <details><summary>Question: why not fold the maximum in, and compute 2^(x c - m c) with one multiply-add?</summary>
+#
+# That was the first version, and it was an instruction faster. It fails twice. The product m c is rounded once, and e^x of
+# different threads is relative to different m: where their sums meet, the roundings do not cancel. (For x around 60,000
+# that is an error in the third digit.) And masks are often made of the largest number there is: c times that is infinity,
+# and the row NaN, where PyTorch returns equal weights. A test caught each.
+#
+# </details>
+#
+# Triton's `tl.exp` is the short kind from the start, for 32 bits too. **Prediction:** where many blocks share a
+# multiprocessor, little changes: one computes while another loads. At 65536 columns, with one block to each, the whole
+# saving should show.
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('cuda:fast_exp')} at 4096 columns against {percent('cuda:one_pass')}; at 65536 "
+     f"{percent('cuda:fast_exp', shape=LONG)} against {percent('cuda:one_pass', shape=LONG)}.")
+
+# %% [markdown]
+# ## Cluster: a row for several blocks
+#
+# Past 65,536 columns one block cannot hold a row, and up to there it is alone on its multiprocessor. On Hopper, blocks can
+# form a *cluster*: they run at the same time, near one another, and can write into each other's shared memory. **cluster**
+# shares a row out over two to eight blocks, which exchange maximum and sum that way: the long row is read once, by many.
+# **Prediction:** 65,536 and 131,072 columns as near to the ceiling as 16,384.
+
+# %% tags=["remove-input"]
+show(cuda_code(SOURCE, "// Over all threads of all CLUSTER blocks", "// vectorized: 16-byte loads"))
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('cuda:cluster', shape=WIDE)} at 16384 columns, {percent('cuda:cluster', shape=LONG)} at 65536 "
+     f"and {percent('cuda:cluster', shape=LONGEST)} at 131072, where fast_exp, back to reading the row twice, has "
+     f"{percent('cuda:fast_exp', shape=LONGEST)}.")
+
+# %% [markdown]
+# ## Backward
+#
+# $$\mathrm{d}x_i = y_i \Bigl(\mathrm{d}y_i - \sum_j y_j\,\mathrm{d}y_j\Bigr)$$
+#
+# <details><summary>Where does the sum come from?</summary>
+#
+# $\partial y_j / \partial x_i = y_j\,(\delta_{ij} - y_i)$, because x_i is in every denominator of the row. Multiply by
+# dy_j and sum over j.
+#
+# </details>
+#
+# One reduction, no maximum, no exponential: easier than forward, with three units of traffic. x is not needed, so the
+# forward pass keeps y alone. **Prediction:** forward plus backward above the copy's speed: it reads three units and writes
+# two, and reading is what memory does best.
+
+# %%
+show(ladder_table(record, "softmax", "backward", TRAIN), ladder_table(record, "softmax", "backward", TRAIN_LONG))
+
+# %% [markdown]
+# ## The roofline
+
+# %%
+show(roofline.plot(record, "softmax", TRAIN, "both"))
+
+# %% [markdown]
+# ## Who wins where
+
+# %%
+PEERS = ["torch eager", "torch.compile", "liger", "quack", "triton:online", "cuda:cluster"]
+show(table(record, "softmax", "forward", PEERS), table(record, "softmax", "both", PEERS))
+
+# %% [markdown]
+# ## What remains of the gain in the model
+#
+# Where does a decoder call softmax? Twice, and one of the two is not a call. In attention the scores are as many as tokens
+# times tokens; storing them, only to read them back for softmax and again for the product with the values, would move
+# more than all the rest. So an attention kernel keeps a tile of scores on chip and carries the online normalizer of this
+# chapter from tile to tile (Dao et al. 2022). What remains is the draw of a token: one row as long as the vocabulary for
+# each text.
+
+# %%
+step = ModelWorkload("llama3.2-1b", "model", None, "decode", batch=8, tokens=2047, dtype="bfloat16").cost
+draw = softmax.cost((8, 128256), torch.bfloat16, "forward")
+print(f"of the bytes of a decode step of 8 texts, the draw's softmax moves {100 * draw.bytes / step.bytes:.2f}%")
+
+# %% [markdown]
+# <details><summary>Question: so what is a fast softmax kernel good for?</summary>
+#
+# For routers, for attention that is not of the usual form, for losses that need the probabilities. And for its parts: the
+# normalizer and the fast exponential go into attention and cross-entropy, where the same arithmetic has to keep up.
+#
+# </details>
+#
+# ## On your machine
+#
+# This cell measures. With a GPU it times the kernels on it; without one it shows the published row.
+
+# %% tags=["nbval-ignore-output"]
+measure_here(record, "softmax", "forward", ROW, ("triton:*", "cuda:*"))
+
+# %% [markdown]
+# And this one checks, on whatever is here, that every rung computes the same as PyTorch, masks included:
+
+# %%
+(x,) = softmax.make_inputs((4, 1000), torch.float32)
+x[1, 500:] = torch.finfo(x.dtype).min
+for rung in ("naive", "one_pass", "tiled", "online"):
+    x_here = x.cuda() if torch.cuda.is_available() else x
+    with lab.trace() as calls:
+        y = lab.ops.softmax(x_here, backend=f"triton:{rung}").cpu()
+    print(f"{calls[0].backend}:{calls[0].rung}", "ok" if torch.allclose(y, torch.softmax(x, -1), atol=1e-6) else "WRONG")
+
+# %% [markdown]
+# ## Take-away
+#
+# - Subtract the maximum. It costs a look at the row, and the online normalizer gives it back.
+# - FLOPs are not instructions. A kernel far left of the ridge can still wait for its exponentials.
+# - The length of the row decides the kernel: several rows to a program, a row to a program, a row to a cluster.
+# - Infinity is an input like any other: think through -inf before the first masked batch does it for you.
+#
+# ## Exercises
+#
+# Four kernels to write yourself, checked with or without a GPU: `exercises/softmax.ipynb` in the repository, or
+# `exercises/softmax.py` with `lab check softmax` in a terminal.
+#
+# ## References
+#
+# Milakov and Gimelshein 2018 for the online normalizer; Dao et al. 2022 for attention that carries it; Williams, Waterman and Patterson 2009 for the roofline; the Liger
+# and QuACK kernels, which this chapter measures itself against. All are on the [references page](../references.md).
