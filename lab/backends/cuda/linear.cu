@@ -391,6 +391,17 @@ __device__ inline void load_panel(unsigned to, const TensorMap* map, int x, int 
       : "memory");
 }
 
+// The same of a panel that is read only once. It should be the first to leave L2: then it makes way for its own kind,
+// and what the kernels before wrote is neither lost to those that come after nor written back now.
+__device__ inline void load_panel_once(unsigned to, const TensorMap* map, int x, int y, unsigned barrier) {
+  asm volatile(
+      "{\n.reg .b64 policy;\ncreatepolicy.fractional.L2::evict_first.b64 policy;\n"
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], policy;\n}" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(barrier)
+      : "memory");
+}
+
 // The same into every block of the cluster that has a bit in `blocks`; each counts the bytes.
 __device__ inline void load_panel_for_all(unsigned to, const TensorMap* map, int x, int y, unsigned barrier,
                                           unsigned short blocks) {
@@ -562,6 +573,7 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
             unsigned place = to + A_BYTES + p * PANEL_BYTES;
             int x = B_ALONG_K ? start : i, y = B_ALONG_K ? i : start;
             if constexpr (CLUSTER > 1) load_panel_for_all(place, &b, x, y, arrived, (1 << CLUSTER) - 1);
+            else if (tiles_m == 1) load_panel_once(place, &b, x, y, arrived);
             else load_panel(place, &b, x, y, arrived);
           }
         }

@@ -188,11 +188,13 @@ class Schedule(NamedTuple):
 
 def plan_wgmma(m: int, n: int, k: int, gpu: GPU) -> Schedule:
     """The schedule of a product. Where c has too few tiles for the GPU, smaller ones, and then the sum over k is split:
-    as often as there are multiprocessors left, but into parts of at least 4 steps."""
+    as often as there are multiprocessors left, but into parts of at least 4 steps. Of few rows, which come down to
+    reading b, half of the multiprocessors have enough loads under way, and every split costs a c written and read."""
     if m > 64 and _tiles(m, n, 128, 256) >= gpu.multiprocessors:
         return Schedule(256, 2, 4, 2, 8, k)
     few = Schedule(128, 1, 8, 1, 16, k) if m <= 64 else Schedule(128, 2, 6, 1, 8, k)
-    splits = max(1, min(gpu.multiprocessors // few.items(m, n, k), -(-k // PANEL) // 4))
+    places = gpu.multiprocessors // 2 if m <= 64 else gpu.multiprocessors
+    splits = max(1, min(places // few.items(m, n, k), -(-k // PANEL) // 4))
     depth = -(-k // (splits * PANEL)) * PANEL
     return few._replace(depth=min(k, depth))
 

@@ -60,15 +60,20 @@ __global__ void rmsnorm_dx_naive(const T* dy, int64 dy_stride, const T* ds, int6
   }
 }
 
-// A thread a column, down all rows: neighbouring threads read neighbouring columns.
+// A thread a column, down all rows: neighbouring threads read neighbouring columns. Sums of 32 rows are added up, since a
+// single one over all rows would round each time in the size of the total.
 template <typename T>
 __global__ void rmsnorm_dw_naive(const T* dy, int64 dy_stride, const T* x, int64 x_stride,
                                  const typename Accumulator<T>::type* rstd, T* dw, int64 rows, int64 columns) {
   int64 c = blockIdx.x * (int64)blockDim.x + threadIdx.x;
   if (c >= columns) return;
   typename Accumulator<T>::type total = 0;
-  for (int64 row = 0; row < rows; ++row)
-    total += widen(dy[row * dy_stride + c]) * widen(x[row * x_stride + c]) * rstd[row];
+  for (int64 first = 0; first < rows; first += 32) {
+    typename Accumulator<T>::type part = 0;
+    for (int64 row = first; row < min(first + 32, rows); ++row)
+      part += widen(dy[row * dy_stride + c]) * widen(x[row * x_stride + c]) * rstd[row];
+    total += part;
+  }
   dw[c] = narrow<T>(total);
 }
 

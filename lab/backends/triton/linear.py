@@ -165,30 +165,33 @@ class Tile(NamedTuple):
         return max(1, 8 // self.num_warps)
 
 
-# Tiles that neither spill registers nor exceed the shared memory of a block: for a product that is large both ways, and
-# for one with at most NARROW rows or columns, which comes down to reading its other operand; of the narrow one the side
-# in question is cut further. In half precision by compute capability. Before Ampere, Triton multiplies without tensor
-# cores, in half precision too.
+# Tiles that neither spill registers nor exceed the shared memory of a block: for a product that is large both ways; for
+# one with at most NARROW rows or columns, which comes down to reading its other operand (of the narrow one the side in
+# question is cut further); and for one of which k is at most NARROW, which comes down to writing c. In half precision
+# by compute capability. Before Ampere, Triton multiplies without tensor cores, in half precision too.
 HALF = {
-    (7, 5): (Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
-    (8, 0): (Tile(128, 256, 32, 8, 4), Tile(64, 64, 64, 4, 6)),
-    (8, 6): (Tile(128, 128, 32, 8, 4), Tile(64, 64, 64, 4, 4)),
-    (9, 0): (Tile(128, 256, 64, 8, 4), Tile(64, 64, 64, 4, 6)),
-    (10, 0): (Tile(128, 256, 64, 8, 3), Tile(64, 64, 64, 4, 6)),
-    (12, 0): (Tile(128, 128, 32, 8, 4), Tile(64, 64, 64, 4, 4)),
+    (7, 5): (Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2), Tile(64, 64, 16, 8, 2)),
+    (8, 0): (Tile(128, 256, 32, 8, 4), Tile(64, 64, 64, 4, 6), Tile(128, 64, 16, 4, 2)),
+    (8, 6): (Tile(128, 128, 32, 8, 4), Tile(64, 64, 64, 4, 4), Tile(128, 64, 16, 4, 2)),
+    (9, 0): (Tile(128, 256, 64, 8, 4), Tile(64, 64, 64, 4, 6), Tile(128, 64, 16, 4, 2)),
+    (10, 0): (Tile(128, 256, 64, 8, 3), Tile(64, 64, 64, 4, 6), Tile(128, 64, 16, 4, 2)),
+    (12, 0): (Tile(128, 128, 32, 8, 4), Tile(64, 64, 64, 4, 4), Tile(128, 64, 16, 4, 2)),
 }
-FLOAT = (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 4))
-DOUBLE = (Tile(64, 64, 16, 8, 3), Tile(64, 64, 16, 8, 3))
+FLOAT = (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 4, 4), Tile(128, 64, 16, 8, 3))
+DOUBLE = (Tile(64, 64, 16, 8, 3), Tile(64, 64, 16, 8, 3), Tile(64, 64, 16, 8, 3))
 NARROW = 64
 
 
-def plan(m: int, n: int, dtype: torch.dtype, gpu: GPU, aligned: bool = True) -> Tile:
-    """The tile of a product with m rows and n columns on `gpu`. A table: the same product always runs the same way.
-    aligned: whether loads are of 16 bytes; if not, the addresses of single elements need registers of their own."""
+def plan(m: int, n: int, k: int, dtype: torch.dtype, gpu: GPU, aligned: bool = True) -> Tile:
+    """The tile of a product (m, k) by (k, n) on `gpu`. A table: the same product always runs the same way. aligned:
+    whether loads are of 16 bytes; if not, the addresses of single elements need registers of their own."""
     half = HALF[max((known for known in HALF if known <= gpu.capability), default=(7, 5))]
-    large, narrow = {torch.float32: FLOAT, torch.float64: DOUBLE}.get(dtype, half)
+    large, narrow, shallow = {torch.float32: FLOAT, torch.float64: DOUBLE}.get(dtype, half)
     side = max(16, triton.next_power_of_2(min(m, n)))
-    tile = large if side > NARROW else narrow._replace(BLOCK_M=side) if m <= n else narrow._replace(BLOCK_N=side)
+    if side > NARROW:
+        tile = large if k > NARROW else shallow
+    else:
+        tile = narrow._replace(BLOCK_M=side) if m <= n else narrow._replace(BLOCK_N=side)
     return tile if aligned else tile._replace(BLOCK_N=max(16, tile.BLOCK_N // 2), BLOCK_K=max(16, tile.BLOCK_K // 2))
 
 
@@ -200,7 +203,7 @@ def _aligned(a, b):
 
 def _product_tiled(a, b, bias, group, pipelined):
     (m, k), n = a.shape, b.shape[1]
-    c, tile = a.new_empty(m, n), plan(m, n, a.dtype, gpu_of(a.device), _aligned(a, b))
+    c, tile = a.new_empty(m, n), plan(m, n, k, a.dtype, gpu_of(a.device), _aligned(a, b))
     tile = tile if pipelined else tile._replace(num_stages=1)
     _linear_tiled[(tile.tiles(m, n),)](
         a, *a.stride(), b, *b.stride(), c if bias is None else bias, c, m, n, k,
@@ -326,7 +329,8 @@ def _product_persistent(a, b, bias, tile, specialized):
 
 
 def product_persistent(a, b, bias=None):
-    tile = plan(a.shape[0], b.shape[1], a.dtype, gpu_of(a.device))
+    k = max(a.shape[1], NARROW + 1)  # TMA's boxes stay wide, however few of them k fills
+    tile = plan(a.shape[0], b.shape[1], k, a.dtype, gpu_of(a.device))
     return _product_persistent(a, b, bias, tile, specialized=False)
 
 
@@ -401,10 +405,10 @@ def _split(tile, m, n, k, gpu):
 
 def product_split_k(a, b, bias=None):
     (m, k), n, gpu = a.shape, b.shape[1], gpu_of(a.device)
-    tile = plan(m, n, a.dtype, gpu, _aligned(a, b))
+    tile = plan(m, n, k, a.dtype, gpu, _aligned(a, b))
     depth = _split(tile, m, n, k, gpu)
     if depth >= k:
-        few = min(m, n) <= NARROW
+        few = min(m, n, k) <= NARROW
         return (product_pipelined if few or lacks_tma(a.device) else product_persistent)(a, b, bias)
     c, splits = a.new_empty(m, n), triton.cdiv(k, depth)
     partial = a.new_empty(splits, m, n, dtype=accumulation_dtype(a.dtype))
