@@ -36,6 +36,12 @@ class Launch:
     options: Mapping[str, object]
     compile: Callable[[], Binary] = field(repr=False, compare=False)
 
+    def __str__(self) -> str:
+        """The kernel, its grid, and the constants that were chosen for it: "f on 132, BLOCK 1024, num_warps 4"."""
+        chosen = {name: value for name, value in self.arguments.items() if name.isupper()} | dict(self.options)
+        grid = " x ".join(map(str, self.grid))
+        return ", ".join([f"{self.kernel} on {grid}", *(f"{name} {value}" for name, value in chosen.items())])
+
 
 _noted: list[Launch] | None = None
 

@@ -24,7 +24,7 @@ from lab.benchmark.candidates import METHOD, Call, Expected, Inputs, Workload
 from lab.benchmark.ceilings import Ceilings, measure_ceilings
 from lab.benchmark.config import Experiment
 from lab.benchmark.environment import Environment, environment, slug
-from lab.benchmark.fingerprint import fingerprint
+from lab.benchmark.fingerprint import described_launches, fingerprint
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.peers import PeerAbsent
 from lab.benchmark.peers import peers as known_peers
@@ -216,9 +216,11 @@ def _finish(candidate: _Ready, workload: Workload, times: timing.Timing, instrum
         else:
             reason = "autograd runs where the forward pass ran, outside of the capture"
         notes += [f"graph: {reason}"] if reason else []
+    gpu = instruments.environment.launchers_gpu
     return replace(
         row,
-        fingerprint=fingerprint(rung, workload, instruments.environment.launchers_gpu) if rung else None,
+        fingerprint=fingerprint(rung, workload, gpu) if rung else None,
+        launches=described_launches(rung, workload, gpu) if rung else (),
         timing=times,
         graph_us=graph_us,
         launch_us=launch_us,

@@ -30,12 +30,20 @@ from lab.benchmark.candidates import Workload
 def fingerprint(implementation: Implementation, workload: Workload, gpu: GPU) -> str:
     """sha256, in hexadecimal, of what `implementation` launches for `workload` on `gpu`. Of a rung that launches no
     kernel of its own (PyTorch does), the hash covers the module that it is defined in."""
-    if not implementation.has_passes:
-        return _of_module(implementation.function)
-    launches = launches_of(implementation, workload.shape, workload.torch_dtype, workload.direction, gpu)
-    if launches:
+    if launches := _launches(implementation, workload, gpu):
         return _digest([_described(launch) for launch in launches])
-    return _of_module(implementation.forward)
+    return _of_module(implementation.forward if implementation.has_passes else implementation.function)
+
+
+def described_launches(implementation: Implementation, workload: Workload, gpu: GPU) -> tuple[str, ...]:
+    """What the fingerprint covers in words: each kernel, its grid, and the constants that were chosen for it."""
+    return tuple(map(str, _launches(implementation, workload, gpu)))
+
+
+def _launches(implementation: Implementation, workload: Workload, gpu: GPU) -> list[Launch]:
+    if not implementation.has_passes:
+        return []
+    return launches_of(implementation, workload.shape, workload.torch_dtype, workload.direction, gpu)
 
 
 def _of_module(function: Callable | None) -> str:

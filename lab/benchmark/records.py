@@ -20,7 +20,7 @@ from lab.benchmark.timing import Timing
 from lab.benchmark.traps import Trap
 from lab.files import write_text
 
-SCHEMA = 3
+SCHEMA = 4
 PEER = "peer"  # a row's backend, where the row is another project's
 BASELINE = "torch eager"  # the peer that speedups are relative to
 
@@ -35,7 +35,8 @@ class Row:
 
     backend, rung: of the registry; for another project's, "peer" and its name, with its version.
     direction: "forward", "backward" or "both". error: why there is no timing, else None.
-    fingerprint: of what a rung of ours launched (`lab.benchmark.fingerprint`).
+    fingerprint: of what a rung of ours launched (`lab.benchmark.fingerprint`); launches: in words, each kernel with the
+    grid and the constants that were chosen for it. (Empty in records from before it was noted.)
     timing: with a cold L2 cache. graph_us: microseconds a call inside a CUDA graph with a warm cache; launch_us: CPU
     microseconds a call. Both are taken where the floor is short, and `notes` says why where they are not there.
     peak_memory: bytes beyond the inputs. compile_s: seconds that the first call took.
@@ -55,6 +56,7 @@ class Row:
     bytes: int
     floor_us: float
     fingerprint: str | None = None
+    launches: tuple[str, ...] = ()
     error: str | None = None
     timing: Timing | None = None
     graph_us: float | None = None
