@@ -11,6 +11,7 @@ from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment
 from lab.benchmark.experiments import Instruments
 from lab.benchmark.traps import Sensors, Tools, Trap, Way, Works
+from lab.check.exercise import exercises
 
 COUNT = 12
 LAUNCH_US, COMPILE_US, PRODUCT_US, TINY_US = 5.0, 200_000.0, 1000.0, 1.0
@@ -162,6 +163,19 @@ def test_a_loop_measures_launches_and_a_graph_the_kernel(cool):
     assert loop.us == pytest.approx(LAUNCH_US, rel=0.02)
     assert graph.us == pytest.approx(TINY_US, rel=0.06)
     assert (loop.right, graph.right) == (False, True)
+
+
+@pytest.mark.parametrize("us", [TINY_US, PRODUCT_US])
+def test_the_exercise_on_a_loop_is_right_of_this_gpu(cool, us):
+    gpu = GPU()
+
+    def loop():
+        for _ in range(20):
+            gpu.run(us)
+
+    for synchronized, clock in ((True, gpu.tools().until_done), (False, gpu.tools().until_returned)):
+        expected = exercises()["timing.loop_us"].answer(20, LAUNCH_US, us, synchronized)
+        assert clock(loop) / 20 == pytest.approx(expected)
 
 
 def test_one_sample_moves_the_mean_and_not_the_median(cool):
