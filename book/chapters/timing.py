@@ -32,7 +32,7 @@ import torch
 from lab.backends.registry import operator
 from lab.benchmark import ceilings, figures, records, timing, traps
 from lab.benchmark.tables import Table, shape_text, trap_table
-from lab.notebook import code, show
+from lab.notebook import Folded, code, show
 
 record = records.published("timing", "NVIDIA H100 80GB HBM3")
 found = {trap.name: trap for trap in record.traps}
@@ -79,15 +79,21 @@ show(
 # %% [markdown]
 # It is not always as easy to see. The queue has an end: in a long loop it fills up, from then on each call waits until
 # there is room, and the host's clock shows something between the launch and the kernel.
-#
-# <details><summary>Question: is what passes between two events the kernel, and nothing else?</summary>
-#
-# No. If the queue is empty, the GPU stamps the first event at once, and then waits until the CPU has launched the kernel.
-# So something else must keep it busy until the kernel and the second event are queued. In this course that is the
-# clearing of the cache, which is needed anyway.
-#
-# </details>
-#
+
+# %% tags=["remove-input"]
+show(
+    Folded(
+        "Question: is what passes between two events the kernel, and nothing else?",
+        (
+            "No. If the queue is empty, the GPU stamps the first event at once, and then waits until the CPU has launched the "
+            f"kernel: of the {events.us:.0f} us above that may be as much as {returned.us:.0f}. For a long kernel it hardly "
+            "matters, for a short one it is most of the time. So something must keep the GPU busy until the kernel and the second "
+            "event are queued. In this course that is the clearing of the cache, which is needed anyway.",
+        ),
+    )
+)
+
+# %% [markdown]
 # ## The first call
 #
 # A kernel that has never run must be compiled, and loaded onto the GPU; a library may try out several. Memory is
@@ -155,7 +161,7 @@ rows = []
 for name, count in reading.items():
     written_back = min(count, L2_BYTES)
     rows.append([name, f"{count / 1e6:.0f}", f"{written_back / 1e6:.0f}", f"{100 * count / (count + written_back):.0f}"])
-show(Table(["", "MB counted", "MB written back, at most", "% of the ceiling, if so"], rows))
+show(Table(["", "MB counted", "MB written back, at most", "% of the ceiling then"], rows))
 
 # %% [markdown]
 # So such a kernel can look slow against its bytes over the bandwidth, and have nothing wrong with it. This is a bound:
@@ -215,7 +221,8 @@ show(
 # Thirty samples have a median. Where would that of thirty others be? There is an answer that assumes nothing about the
 # distribution. Each sample is as likely below the true median as above it. So how many of them are below it is like the
 # number of heads in as many throws of a coin, and of that the probability is known. Between which of the sorted samples
-# does the true median lie, if we want to be wrong at most one time in twenty?
+# does the true median lie, if we want to be wrong at most one time in twenty? That is its
+# [confidence interval](../glossary.md#confidence-interval):
 
 # %% tags=["remove-input"]
 show(code(timing.median_interval))
@@ -264,8 +271,8 @@ assert abs(cycles[0] / cycles[1] - 1) < 0.03 and clock[0] < 0.95 * highest
 show(
     trap_table(found["zeros"]),
     f"**Outcome:** not the same time at all; zeros take {nothing.us / numbers.us:.2f} of it. Multiply times by clocks: "
-    f"{cycles[0]:.2f} million cycles for zeros, {cycles[1]:.2f} million for random numbers. It is the same work, at another "
-    "clock.",
+    f"{cycles[0]:.2f} million cycles for zeros, {cycles[1]:.2f} million for random numbers. By these medians it is the same "
+    "work, at another clock.",
     "A transistor takes power when it switches, and products of zeros switch little. With random numbers the GPU reaches its "
     f"limit of {limit:.0f} W, and lowers its clock until it stays there ([He 2024](../references.md)). (Why zeros did not run at "
     f"its highest clock, {highest:.0f} MHz, with {limit - power[0]:.0f} W to spare, this record does not tell.)",
@@ -286,20 +293,19 @@ show(
 )
 
 # %% tags=["remove-input"]
-calm, restless = (max(way.samples_us) / min(way.samples_us) - 1 for way in (nothing, numbers))
-assert 10 * calm < restless
-between = 1e6 * product_flops / (record.ceilings.matmul_tflops * 1e12)
-assert nothing.us < between < events.us < numbers.us
+calm, restless, told = (max(read) / min(read) - 1 for read in (nothing.samples_us, numbers.samples_us, numbers.sm_clock_mhz))
+at_ceiling = product_flops / record.ceilings.matmul_tflops / 1e6
+assert 10 * calm < restless and 2 * told < restless and nothing.us < at_ceiling < 0.95 * numbers.us
 states = {
-    f"{ceilings.SAMPLES} random ones, each behind a clear of L2: the ceiling": between,
-    f"{len(events.samples_us)} random ones in a row": events.us,
-    f"the last {len(numbers.samples_us)} of a row of random ones": numbers.us,
-    f"the last {len(nothing.samples_us)} of a row of zeros": nothing.us,
+    f"{ceilings.SAMPLES} of random numbers, each behind a clear of L2: the ceiling": at_ceiling,
+    f"the last {len(numbers.samples_us)} of {traps.BUSY_US / 1e6:g} s of random numbers": numbers.us,
+    f"the last {len(nothing.samples_us)} of {traps.BUSY_US / 1e6:g} s of zeros": nothing.us,
 }
 show(
     f"The product of zeros takes the same time throughout, to {100 * calm:.1f}%. That of random numbers varies by "
-    f"{100 * restless:.0f}%, in steps, and has not settled: a power limit is kept by a controller, which looks, and corrects. So what "
-    "this product takes depends on how long the GPU has been busy. In this one record:",
+    f"{100 * restless:.0f}%, in steps, and settles late: a power limit is kept by a controller, which looks and corrects. (The clock "
+    f"that was read meanwhile varies by {100 * told:.0f}% only. So either nvidia-smi misses most of it, or the GPU slows down by "
+    "something else as well.) What this product takes depends on how long the GPU has been at it. In this one record:",
     Table(
         ["the same product", "us", "TFLOP/s"],
         [[state, f"{us:.0f}", f"{product_flops / us / 1e6:.0f}"] for state, us in states.items()],
@@ -310,9 +316,10 @@ show(
 # %% [markdown]
 # ## Who goes first
 #
-# To compare two kernels one times the first, then the second. If the clock falls meanwhile, whoever comes second looks
-# slower. To see how much, take the same kernel twice, as A and as B: first all samples of A and then all of B; and again,
-# from a cool start, in turns. **Prediction:** B behind A by the steps of the clock, a few percent; in turns no difference.
+# To compare two kernels one times the first, then the second. If the GPU slows down meanwhile, whoever comes second
+# looks worse. How much? Take the same kernel twice, as A and as B: first all samples of A and then all of B; and again,
+# after a rest, in turns. **Prediction:** a rested GPU starts fast and gets slower, so B is behind A by some percent; in
+# turns no difference.
 
 # %% tags=["remove-input"]
 drift = found["drift"]
@@ -347,10 +354,10 @@ apart_by = [abs(b - a) for a, b in zip(turn_a.samples_us, turn_b.samples_us)]
 spread = max(turn_a.samples_us) - min(turn_a.samples_us)
 assert 10 * statistics.median(apart_by) < spread
 show(
-    f"**Outcome:** one after the other, B over A is {apart:.3f}; in turns, {together:.3f}. That is less than predicted, and the "
-    "picture says why: the clock does not simply fall. It goes down and up in steps, and who meets which is chance. "
-    f"By the first {TEN} samples of each, B over A is {early:.3f}; by the last {TEN}, {late:.3f}. So this could have become a result in "
-    "either direction, of a kernel compared with itself.",
+    f"**Outcome:** one after the other, B over A is {apart:.3f}; in turns, {together:.3f}. That is little, and the picture says "
+    "why: the GPU does not simply get slower. Its pace changes in steps, up and down, and who meets which is chance. "
+    f"By the first {TEN} samples of each, B over A is {early:.3f}; by the last {TEN}, {late:.3f}. It could have become a result in either "
+    "direction, of a kernel compared with itself.",
     f"In turns the steps are as high, {spread:.0f} us from the least to the most of A, but both meet them: half of the time A and "
     f"the B right after it are less than {statistics.median(apart_by):.1f} us apart.",
 )
@@ -362,9 +369,8 @@ show(
 # <details><summary>Question: would it not be better to fix the clock?</summary>
 #
 # It makes times steadier, and `nvidia-smi --lock-gpu-clocks` does it, for an administrator; in Colab and on most rented
-# machines you are none. A clock low enough never to meet the power limit also answers a question that nobody has: how
-# fast the kernels are on a slower GPU. Kernels that compute a lot would lose more by it than those that wait for memory,
-# which has a clock of its own.
+# machines you are none. And at a clock so low that the power limit is never met, one learns how fast the kernels are on a
+# slower GPU: those that compute a lot lose by it, those that wait for memory, which has a clock of its own, do not.
 #
 # </details>
 #
@@ -398,9 +404,9 @@ show(
 )
 
 # %% [markdown]
-# The coarse one alone. The product of zeros stays within the tolerance, and the small copy is far above its floor even
-# when it finds everything in L2: so short a kernel has other things to wait for. A guard like this is needed, and it
-# finds missing tensors and missing waits. It finds no warm caches.
+# The coarse one alone. The product of zeros stays within the tolerance, and the small copy stays above its floor even
+# when it finds everything in L2: so short a kernel has other things to wait for. A guard like this finds a tensor that was
+# left out, or a wait that was forgotten. It need not find a warm cache.
 #
 # ## All of it together
 #
@@ -415,10 +421,10 @@ show(code(timing.ColdSampler.__call__, timing._rounds))
 # | the launch is timed, not the kernel | two events; the CPU is ahead of the GPU, or the sample is taken again |
 # | the first call compiles | three rounds that are not counted |
 # | the last sample's data are in L2 | L2 is overwritten before each sample |
-# | the kernel is shorter than its launch | time in a CUDA graph, beside that of the call |
+# | the kernel is shorter than its launch | its time in a CUDA graph as well, there with a warm cache |
 # | somebody else's work gets in between | the median, and its interval |
 # | numbers that need no power | random ones, as the operator's contract makes them |
-# | the clock moves | in turns, and ratios of what was measured in the same run |
+# | the GPU's pace changes | in turns, and ratios of what was measured in the same run |
 # | the kernel does less than it should | results are checked first; a time below the floor is an error |
 #
 # ## On your machine
@@ -439,19 +445,19 @@ else:
 # - **It is not the model.** A kernel by itself, with a cold cache and its launch hidden, is the same for everybody. What a
 #   model gains by it is another measurement, of the model; the [RMSNorm chapter](rmsnorm.ipynb) has both, and
 #   they differ.
-# - **The ceiling has a state, too.** That of the matrix product is taken with pauses in between. Under steady load the same
-#   product is slower, as above, so a long training run cannot reach it, whatever its kernels are.
+# - **The ceiling has a state, too.** That of the matrix product is taken in short runs, with a clear of L2 before each
+#   sample. Under steady load the same product is slower, as above, and so is a model that trains for hours.
 # - **A median hides a second mode.** If a kernel is slow one time in three, the median does not say so. Look at the samples,
 #   or at the 80th percentile, which the records have.
-# - **It is one GPU on one day.** Another one of the same name has another clock under load. Ratios within a run carry
-#   over better than times; `lab reproduce` tells how well.
+# - **It is one GPU on one day.** Another one of the same name may run at another clock under load. Ratios within a run
+#   carry over better than times; `lab reproduce` tells how well.
 #
 # ## Take-away
 #
 # - A call returns when the kernel is queued. Let the GPU read the clock, and give it something to do while the CPU launches.
 # - State the state: cold or warm, what was written before, how long the GPU was busy, and with which numbers.
-# - Median and interval, not the mean. But an interval believes that samples are independent, and a GPU's clock makes them
-#   neighbours.
+# - Median and interval, not the mean. But the interval takes samples for independent, and on a GPU at its power limit they
+#   are not.
 # - What is to be compared is measured in turns. A few percent between two runs is nothing yet.
 # - Hold each time against its floor. Then be suspicious of the good ones, too.
 #
