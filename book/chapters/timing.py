@@ -43,7 +43,7 @@ show(figures.timing_errors(record))
 # %% tags=["remove-input"]
 show(
     f"What each wrong way says of some work on an {record.environment.gpu}, as a multiple of what the right one says of the "
-    "same. (B is the same kernel as A; it was only timed after it.)"
+    "same: blue is too short, orange too long. (B is the same kernel as A; it was only timed after it.)"
 )
 
 # %% [markdown]
@@ -151,16 +151,18 @@ show(
 
 # %%
 L2_BYTES = 50 * 2**20  # of an H100
-shapes = operator("linear").shapes
+linear = operator("linear")
+decode = linear.shapes["llama3-8b-up-decode"]
 reading = {
     "reads 16 MiB": 16 * 2**20,
-    f"linear {shape_text(shapes['llama3-8b-up-decode'])}": operator("linear").cost(shapes["llama3-8b-up-decode"], torch.bfloat16, "forward").bytes,
+    f"linear {shape_text(decode)}": linear.cost(decode, torch.bfloat16, "forward").bytes,
     "reads 2 GiB": 2 * 2**30,
 }
 rows = []
 for name, count in reading.items():
-    written_back = min(count, L2_BYTES)
-    rows.append([name, f"{count / 1e6:.0f}", f"{written_back / 1e6:.0f}", f"{100 * count / (count + written_back):.0f}"])
+    back = min(count, L2_BYTES)
+    share = 100 * count / (count + back)
+    rows.append([name, f"{count / 1e6:.0f}", f"{back / 1e6:.0f}", f"{share:.0f}"])
 show(Table(["", "MB counted", "MB written back, at most", "% of the ceiling then"], rows))
 
 # %% [markdown]
@@ -231,9 +233,11 @@ show(code(timing.median_interval))
 rows = []
 for count in (6, 10, 30, 100, 1000):
     low, high = timing.median_interval(count)
-    missed = 2 * sum(math.comb(count, below) for below in range(low + 1)) / 2**count
-    rows.append([f"{count}", f"{low + 1} to {high + 1}", f"{(high - low) / count:.2f}", f"{1 - missed:.3f}"])
-show(Table(["samples", "the median is between", "of all samples", "with probability"], rows))
+    ways = sum(math.comb(count, below) for below in range(low + 1))
+    missed = 2 * ways / 2**count
+    share = (high - low) / count
+    rows.append([f"{count}", f"{low + 1} to {high + 1}", f"{share:.2f}", f"{1 - missed:.3f}"])
+show(Table(["samples", "the median is between", "share of them", "with probability"], rows))
 
 # %% tags=["remove-input"]
 cold = timing.summarize(small[1].samples_us)
@@ -251,7 +255,7 @@ show(
     "**What it does not say.** A throw of a coin knows nothing of the one before. A sample does: of the thirty products of the "
     f"first section, timed with events, the interval is from {sampled.ci_low_us:.0f} to {sampled.ci_high_us:.0f} us, and the last "
     f"{len(above)} took from {min(above):.0f} to {max(above):.0f}. Something had changed, and stayed changed. Had sampling begun "
-    "later, the interval would be as narrow, around another median. The next two sections are about what changes."
+    "there, the interval would be around those, and as sure of itself. The next two sections are about what changes."
 )
 
 # %% [markdown]
@@ -429,15 +433,18 @@ show(code(timing.ColdSampler.__call__, timing._rounds))
 #
 # ## On your machine
 #
-# This cell measures. With a GPU it sets the first five traps there; without one it shows the published tables. (Where L2
-# is smaller than 16 MiB, the small copy does not fit, and warm is as slow as cold.)
+# This cell measures. With a GPU it sets the first five traps there; without one it shows the published tables. (The other
+# two are for a GPU that nobody else uses. Where L2 is smaller than 16 MiB the small copy does not fit, and warm is as slow
+# as cold.)
 
 # %% tags=["nbval-ignore-output"]
 names = list(found)[:5]
 if torch.cuda.is_available():
-    show(f"On this {torch.cuda.get_device_name()}:", *(trap_table(traps.measure(name, 10)) for name in names))
+    show(f"On this {torch.cuda.get_device_name()}:")
+    show(*(trap_table(traps.measure(name, 10)) for name in names))
 else:
-    show(f"No GPU here. Published, on {record.environment.gpu}:", *(trap_table(found[name]) for name in names))
+    show(f"No GPU here. Published, on {record.environment.gpu}:")
+    show(*(trap_table(found[name]) for name in names))
 
 # %% [markdown]
 # ## Where it loses
@@ -446,7 +453,7 @@ else:
 #   model gains by it is another measurement, of the model; the [RMSNorm chapter](rmsnorm.ipynb) has both, and
 #   they differ.
 # - **The ceiling has a state, too.** That of the matrix product is taken in short runs, with a clear of L2 before each
-#   sample. Under steady load the same product is slower, as above, and so is a model that trains for hours.
+#   sample. Under steady load the same product is slower, as above; and a model that trains is a steady load.
 # - **A median hides a second mode.** If a kernel is slow one time in three, the median does not say so. Look at the samples,
 #   or at the 80th percentile, which the records have.
 # - **It is one GPU on one day.** Another one of the same name may run at another clock under load. Ratios within a run
