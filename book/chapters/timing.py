@@ -49,10 +49,10 @@ show(
 # %% [markdown]
 # ## When is a kernel done?
 #
-# Read the clock, call a function, read the clock again. What has been measured? On a GPU a call is a request: it puts the
-# kernel into a queue, which CUDA calls a *stream*, and returns. The GPU gets to it when it has done what was queued before.
-# So a clock that is read when the call returns has measured the request. Three ways to read a clock; the last two are
-# right:
+# Read the clock, call a function, read the clock again. What has been measured? On a GPU a call is a request: it puts
+# the kernel into a queue, which CUDA calls a *stream*, and returns. The GPU gets to it when it has done what was queued
+# before. So a clock that is read when the call returns has measured the request. Three ways to read a clock; the last
+# two are right:
 
 # %% tags=["remove-input"]
 show(code(traps.Tools.until_returned, traps.Tools.until_done, traps.Tools.between_events))
@@ -61,9 +61,9 @@ show(code(traps.Tools.until_returned, traps.Tools.until_done, traps.Tools.betwee
 # One can wait until the GPU has done everything, and read the host's clock then. Or one asks the GPU: an
 # [event](../glossary.md#event) is a mark in the queue, which the GPU stamps with its own clock when it gets there.
 #
-# **Prediction:** a product of two 8192 x 8192 matrices is $2 \cdot 8192^3$ FLOPs, more than a millisecond for this GPU. A
-# launch takes some microseconds, tens of them where PyTorch prepares it. So without waiting it is off by a factor of 50 or
-# so.
+# **Prediction:** a product of two 8192 x 8192 matrices is $2 \cdot 8192^3$ FLOPs, more than a millisecond for this GPU.
+# A launch takes some microseconds, tens of them where PyTorch prepares it. So without waiting it is off by a factor of
+# 50 or so.
 
 # %% tags=["remove-input"]
 returned, events = found["no_synchronize"].ways
@@ -72,13 +72,14 @@ product_flops = 2 * traps.SIZE**3
 show(
     trap_table(found["no_synchronize"]),
     f"**Outcome:** a factor of {events.us / returned.us:.0f}. It can be noticed: at the time of the launch the GPU would compute "
-    f"{product_flops / returned.us / 1e6:.0f} TFLOP/s, and its [ceiling](../glossary.md#ceiling) is "
+    f"{product_flops / returned.us / 1e6:.0f} TFLOP/s, and its ceiling is "
     f"{record.ceilings.matmul_tflops:.0f}.",
 )
 
 # %% [markdown]
-# It is not always as easy to see. The queue has an end: in a long loop it fills up, from then on each call waits until
-# there is room, and the host's clock shows something between the launch and the kernel.
+# (A [ceiling](../glossary.md#ceiling) is what the GPU was measured to reach with the plainest work.) It is not always
+# as easy to see. The queue has an end: in a long loop it fills up, from then on each call waits until there is room,
+# and the host's clock shows something between the launch and the kernel.
 
 # %% tags=["remove-input"]
 show(
@@ -98,8 +99,8 @@ show(
 #
 # A kernel that has never run must be compiled, and loaded onto the GPU; a library may try out several. Memory is
 # allocated for the first time, and Triton and torch.compile compile once more for another dtype, or another shape.
-# **Prediction:** compiling even a small kernel takes a good part of a second, running it some tens of microseconds by the
-# host's clock.
+# **Prediction:** compiling even a small kernel takes a good part of a second, running it some tens of microseconds by
+# the host's clock.
 
 # %% tags=["remove-input"]
 first, warmed = found["first_call"].ways
@@ -117,9 +118,9 @@ show(
 #
 # ## What is still in the cache
 #
-# A benchmark calls the same kernel on the same tensors, again and again. **Prediction:** a copy of 8 MiB touches 16, and
-# the [L2 cache](../glossary.md#l2-cache) of an H100 holds 50. From the second call on it finds its input there, and need
-# not wait for device memory. A copy of 1 GiB starts anew when its end is all that is left in L2: no difference.
+# A benchmark calls the same kernel on the same tensors, again and again. **Prediction:** a copy of 8 MiB touches 16,
+# and the [L2 cache](../glossary.md#l2-cache) of an H100 holds 50. From the second call on it finds its input there, and
+# need not wait for device memory. A copy of 1 GiB starts anew when its end is all that is left in L2: no difference.
 
 # %% tags=["remove-input"]
 warm = found["warm_cache"]
@@ -134,20 +135,21 @@ show(
 )
 
 # %% [markdown]
-# Which is right? In a model, between a kernel and its next call come hundreds of others. Its weights have left the cache
-# by then, but its input was written a moment ago, and may be there: neither warm nor cold. Cold is what can be said
-# without knowing the model. And what is compared must at least be compared in the same state, so in this course each
-# sample begins with an L2 that holds nothing of it.
+# Which is right? In a model, between a kernel and its next call come hundreds of others. Its weights have left the
+# cache by then, but its input was written a moment ago, and may be there: neither warm nor cold. Cold is what can be
+# said without knowing the model. And what is compared must at least be compared in the same state, so in this course
+# each sample begins with an L2 that holds nothing of it.
 #
 # ### What clearing leaves behind
 #
 # To clear L2 one overwrites a buffer several times as large. That pushes out everything else, and leaves L2 full of the
-# buffer's zeros, which device memory does not have yet: such a line is [dirty](../glossary.md#dirty-line). It is written
-# back when its place is needed, which is while the timed kernel runs. The kernel pays for bytes that are not its own.
+# buffer's zeros, which device memory does not have yet: such a line is [dirty](../glossary.md#dirty-line). It is
+# written back when its place is needed, which is while the timed kernel runs. The kernel pays for bytes that are not
+# its own.
 #
-# A kernel that writes as well leaves dirty lines in its turn, for the next one to pay. One that only reads pays, and leaves
-# nothing. The linear layers of a decoding step are such kernels: a whole weight is read for a few tokens. **How much can it
-# be?** No more than L2 holds, and no more than the kernel reads:
+# A kernel that writes as well leaves dirty lines in its turn, for the next one to pay. One that only reads pays, and
+# leaves nothing. The linear layers of a decoding step are such kernels: a whole weight is read for a few tokens. **How
+# much can it be?** No more than L2 holds, and no more than the kernel reads:
 
 # %%
 L2_BYTES = 50 * 2**20  # of an H100
@@ -168,8 +170,8 @@ show(Table(["", "MB counted", "MB written back, at most", "% of the ceiling then
 # %% [markdown]
 # So such a kernel can look slow against its bytes over the bandwidth, and have nothing wrong with it. This is a bound:
 # L2 need not be dirty all over when the clock starts, and how dirty it is, this record does not tell, for none of its
-# kernels only reads. Before you tune a kernel that does, clear by *reading* a large buffer, and look whether it is still
-# slow. (Why not always? In a model the kernel before has written too.)
+# kernels only reads. Before you tune a kernel that does, clear by *reading* a large buffer, and look whether it is
+# still slow. (Why not always? In a model the kernel before has written too.)
 #
 # ## Shorter than its launch
 #
@@ -190,14 +192,14 @@ show(
 )
 
 # %% [markdown]
-# Here both numbers are true, and of two different things. Who compares kernels wants the GPU's. Who runs a model kernel by
-# kernel waits for the loop's, and should know that before polishing the kernel. With both known, the time of a whole loop
-# can be told: it is the first exercise.
+# Here both numbers are true, and of two different things. Who compares kernels wants the GPU's. Who runs a model kernel
+# by kernel waits for the loop's, and should know that before polishing the kernel. With both known, the time of a whole
+# loop can be told: it is the first exercise.
 #
 # ## One number for many
 #
-# Ten samples of the small copy, and while one of them is taken somebody else's copy of 1 GiB gets in between: **what does
-# it do to the result?**
+# Ten samples of the small copy, and while one of them is taken somebody else's copy of 1 GiB gets in between: **what
+# does it do to the result?**
 
 # %% tags=["remove-input"]
 mean, median = found["mean"].ways
@@ -209,7 +211,8 @@ show(
 )
 
 # %% [markdown]
-# (Triton's `do_bench`, which also clears L2 before each sample, returns the mean unless it is asked for something else.)
+# (Triton's `do_bench`, which also clears L2 before each sample, returns the mean unless it is asked for something
+# else.)
 #
 # <details><summary>Question: why not the minimum? Nothing can disturb a kernel into being faster.</summary>
 #
@@ -221,10 +224,10 @@ show(
 # ## How sure is it?
 #
 # Thirty samples have a median. Where would that of thirty others be? There is an answer that assumes nothing about the
-# distribution. Each sample is as likely below the true median as above it. So how many of them are below it is like the
-# number of heads in as many throws of a coin, and of that the probability is known. Between which of the sorted samples
-# does the true median lie, if we want to be wrong at most one time in twenty? That is its
-# [confidence interval](../glossary.md#confidence-interval):
+# distribution ([Hoefler and Belli 2015](../references.md) have more of them). Each sample is as likely below the true
+# median as above it. So how many of them are below it is like the number of heads in as many throws of a coin, and of
+# that the probability is known. Between which of the sorted samples does the true median lie, if we want to be wrong at
+# most one time in twenty? That is its [confidence interval](../glossary.md#confidence-interval):
 
 # %% tags=["remove-input"]
 show(code(timing.median_interval))
@@ -243,8 +246,8 @@ show(Table(["samples", "the median is between", "share of them", "with probabili
 cold = timing.summarize(small[1].samples_us)
 show(
     f"For the cold copy of 8 MiB above: a median of {cold.median_us:.2f} us, and an interval from {cold.ci_low_us:.2f} to "
-    f"{cold.ci_high_us:.2f} us ([Hoefler and Belli 2015](../references.md) have this and more). Twice as narrow takes four times as "
-    "many samples; this course goes on sampling until the interval is narrow enough, or time is up."
+    f"{cold.ci_high_us:.2f} us. Twice as narrow takes four times as many "
+    "samples; this course goes on sampling until the interval is narrow enough, or time is up."
 )
 
 # %% tags=["remove-input"]
@@ -262,8 +265,8 @@ show(
 # ## What the numbers are
 #
 # A tensor for a benchmark is made quickly with `torch.zeros`. **Prediction:** the product of zeros takes the same
-# instructions, operations and bytes as that of random numbers, so the same time. Power and clock are read meanwhile, with
-# nvidia-smi; the GPU was busy for a second and a half with each, and the second half counts.
+# instructions, operations and bytes as that of random numbers, so the same time. Power and clock are read meanwhile,
+# with nvidia-smi; the GPU was busy for a second and a half with each, and the second half counts.
 
 # %% tags=["remove-input"]
 nothing, numbers = found["zeros"].ways
@@ -277,9 +280,16 @@ show(
     f"**Outcome:** not the same time at all; zeros take {nothing.us / numbers.us:.2f} of it. Multiply times by clocks: "
     f"{cycles[0]:.2f} million cycles for zeros, {cycles[1]:.2f} million for random numbers. By these medians it is the same "
     "work, at another clock.",
-    "A transistor takes power when it switches, and products of zeros switch little. With random numbers the GPU reaches its "
-    f"limit of {limit:.0f} W, and lowers its clock until it stays there ([He 2024](../references.md)). (Why zeros did not run at "
-    f"its highest clock, {highest:.0f} MHz, with {limit - power[0]:.0f} W to spare, this record does not tell.)",
+)
+
+# %% [markdown]
+# A transistor takes power when it switches, and products of zeros switch little. A GPU that reaches its power limit
+# lowers its clock until it stays there ([He 2024](../references.md)).
+
+# %% tags=["remove-input"]
+show(
+    f"This one's limit is {limit:.0f} W: random numbers reach it. (Why zeros did not run at the highest clock, {highest:.0f} MHz, with "
+    f"{limit - power[0]:.0f} W to spare, this record does not tell.)"
 )
 
 # %% tags=["remove-input"]
@@ -367,23 +377,23 @@ show(
 )
 
 # %% [markdown]
-# In this course everything that is compared is measured in turns, one sample of each in every round. A little is left: B
-# is always one sample later. (It is the third exercise to find out how much.)
+# In this course everything that is compared is measured in turns, one sample of each in every round. A little is left:
+# B is always one sample later. (It is the third exercise to find out how much.)
 #
 # <details><summary>Question: would it not be better to fix the clock?</summary>
 #
 # It makes times steadier, and `nvidia-smi --lock-gpu-clocks` does it, for an administrator; in Colab and on most rented
-# machines you are none. And at a clock so low that the power limit is never met, one learns how fast the kernels are on a
-# slower GPU: those that compute a lot lose by it, those that wait for memory, which has a clock of its own, do not.
+# machines you are none. And at a clock so low that the power limit is never met, one learns how fast the kernels are on
+# a slower GPU: those that compute a lot lose by it, those that wait for memory, which has a clock of its own, do not.
 #
 # </details>
 #
 # ## Too fast to be true
 #
-# A kernel must move its bytes and do its operations. The time that these take at the bandwidth of a large copy, or at the
-# rate of a large matrix product, whichever is longer, is its [floor](../glossary.md#floor); the
-# [roofline chapter](roofline.ipynb) is about that. A time below it is a mistake in measuring, or a kernel that does not do
-# its work. The ceilings are measured as well, and something may be left in L2 when the clock stops; so this course lets a
+# A kernel must move its bytes and do its operations. The time that these take at the bandwidth of a large copy, or at
+# the rate of a large matrix product, whichever is longer, is its [floor](../glossary.md#floor); the [roofline
+# chapter](roofline.ipynb) is about that. A time below it is a mistake in measuring, or a kernel that does not do its
+# work. The ceilings are measured as well, and something may be left in L2 when the clock stops; so this course lets a
 # tenth pass, and takes anything below for an error and not for a record. **Which of the wrong ways does it catch?**
 
 # %% tags=["remove-input"]
@@ -409,8 +419,8 @@ show(
 
 # %% [markdown]
 # The coarse one alone. The product of zeros stays within the tolerance, and the small copy stays above its floor even
-# when it finds everything in L2: so short a kernel has other things to wait for. A guard like this finds a tensor that was
-# left out, or a wait that was forgotten. It need not find a warm cache.
+# when it finds everything in L2: so short a kernel has other things to wait for. A guard like this finds a tensor that
+# was left out, or a wait that was forgotten. It need not find a warm cache.
 #
 # ## All of it together
 #
@@ -433,9 +443,9 @@ show(code(timing.ColdSampler.__call__, timing._rounds))
 #
 # ## On your machine
 #
-# This cell measures. With a GPU it sets the first five traps there; without one it shows the published tables. (The other
-# two are for a GPU that nobody else uses. Where L2 is smaller than 16 MiB the small copy does not fit, and warm is as slow
-# as cold.)
+# This cell measures. With a GPU it sets the first five traps there; without one it shows the published tables. (The
+# other two are for a GPU that nobody else uses. Where L2 is smaller than 16 MiB the small copy does not fit, and warm
+# is as slow as cold.)
 
 # %% tags=["nbval-ignore-output"]
 names = list(found)[:5]
@@ -449,22 +459,23 @@ else:
 # %% [markdown]
 # ## Where it loses
 #
-# - **It is not the model.** A kernel by itself, with a cold cache and its launch hidden, is the same for everybody. What a
-#   model gains by it is another measurement, of the model; the [RMSNorm chapter](rmsnorm.ipynb) has both, and
+# - **It is not the model.** A kernel by itself, with a cold cache and its launch hidden, is the same for everybody.
+#   What a model gains by it is another measurement, of the model; the [RMSNorm chapter](rmsnorm.ipynb) has both, and
 #   they differ.
 # - **The ceiling has a state, too.** That of the matrix product is taken in short runs, with a clear of L2 before each
 #   sample. Under steady load the same product is slower, as above; and a model that trains is a steady load.
-# - **A median hides a second mode.** If a kernel is slow one time in three, the median does not say so. Look at the samples,
-#   or at the 80th percentile, which the records have.
+# - **A median hides a second mode.** If a kernel is slow one time in three, the median does not say so. Look at the
+#   samples, or at the 80th percentile, which the records have.
 # - **It is one GPU on one day.** Another one of the same name may run at another clock under load. Ratios within a run
 #   carry over better than times; `lab reproduce` tells how well.
 #
 # ## Take-away
 #
-# - A call returns when the kernel is queued. Let the GPU read the clock, and give it something to do while the CPU launches.
+# - A call returns when the kernel is queued. Let the GPU read the clock, and give it something to do while the CPU
+#   launches.
 # - State the state: cold or warm, what was written before, how long the GPU was busy, and with which numbers.
-# - Median and interval, not the mean. But the interval takes samples for independent, and on a GPU at its power limit they
-#   are not.
+# - Median and interval, not the mean. But the interval takes samples for independent, and on a GPU at its power limit
+#   they are not.
 # - What is to be compared is measured in turns. A few percent between two runs is nothing yet.
 # - Hold each time against its floor. Then be suspicious of the good ones, too.
 #
