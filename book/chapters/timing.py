@@ -62,8 +62,8 @@ show(code(traps.Tools.until_returned, traps.Tools.until_done, traps.Tools.betwee
 # [event](../glossary.md#event) is a mark in the queue, which the GPU stamps with its own clock when it gets there.
 #
 # **Prediction:** a product of two 8192 x 8192 matrices is $2 \cdot 8192^3$ FLOPs, more than a millisecond for this GPU.
-# A launch takes some microseconds, tens of them where PyTorch prepares it. So without waiting it is off by a factor of
-# 50 or so.
+# A launch takes some microseconds, tens of them where PyTorch prepares it. So without waiting the
+# time is too short by a factor of tens.
 
 # %% tags=["remove-input"]
 returned, events = found["no_synchronize"].ways
@@ -97,7 +97,7 @@ show(
 # %% [markdown]
 # ## The first call
 #
-# A kernel that has never run must be compiled, and loaded onto the GPU; a library may try out several. Memory is
+# A kernel that has never run must be compiled, and loaded onto the GPU; a library may try several. Memory is
 # allocated for the first time, and Triton and torch.compile compile once more for another dtype, or another shape.
 # **Prediction:** compiling even a small kernel takes a good part of a second, running it some tens of microseconds by
 # the host's clock.
