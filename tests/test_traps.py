@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lab.benchmark import config, experiments, records, tables, timing, traps
+from lab.benchmark import config, experiments, figures, records, report, tables, timing, traps
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment
 from lab.benchmark.experiments import Instruments
 from lab.benchmark.traps import Sensors, Tools, Trap, Way, Works
+from lab.check.exercise import exercises
 
 COUNT = 12
 LAUNCH_US, COMPILE_US, PRODUCT_US, TINY_US = 5.0, 200_000.0, 1000.0, 1.0
@@ -164,6 +165,19 @@ def test_a_loop_measures_launches_and_a_graph_the_kernel(cool):
     assert (loop.right, graph.right) == (False, True)
 
 
+@pytest.mark.parametrize("us", [TINY_US, PRODUCT_US])
+def test_the_exercise_on_a_loop_is_right_of_this_gpu(cool, us):
+    gpu = GPU()
+
+    def loop():
+        for _ in range(20):
+            gpu.run(us)
+
+    for synchronized, clock in ((True, gpu.tools().until_done), (False, gpu.tools().until_returned)):
+        expected = exercises()["timing.loop_us"].answer(20, LAUNCH_US, us, synchronized)
+        assert clock(loop) / 20 == pytest.approx(expected)
+
+
 def test_one_sample_moves_the_mean_and_not_the_median(cool):
     mean, median = ways("mean")
     assert mean.samples_us == median.samples_us and len(mean.samples_us) == 10
@@ -293,6 +307,43 @@ def test_a_bad_list_of_traps_is_refused(value, told):
 def test_the_table_tells_right_from_wrong():
     found = tables.trap_table(Trap("mean", "work", (Way("mean of ten", False, 2.0, (1.0, 3.0), (5.0,), (6.0,)),)))
     assert found.rows == [["mean of ten", "wrong", "2.0", "2", "5", "6"]]
+
+
+def test_power_and_clock_are_shown_where_they_were_read():
+    found = tables.trap_table(Trap("mean", "work", (Way("mean of ten", False, 2.0, (1.0, 3.0)),)))
+    assert found.header == ["mean: work", "", "us", "samples"] and found.rows == [["mean of ten", "wrong", "2.0", "2"]]
+
+
+def test_how_wrong_a_way_is(record):
+    mean, drift = record.traps
+    assert mean.errors() == {"mean of ten": mean.way("mean of ten").us / mean.way("median of ten").us}
+    assert drift.errors() == {"B, after it": drift.way("B, after it").us / drift.way("A, first").us}
+    with pytest.raises(KeyError):
+        mean.way("mean of twenty")
+
+
+def test_the_figure_of_errors_says_them(record):
+    drawn = figures.timing_errors(record)
+    mean, drift = (next(iter(trap.errors().values())) for trap in record.traps)
+    assert f"mean of ten: {mean:.3g}; B, after it: {drift:.3g}" in drawn.alt and "Made Up" in drawn.alt
+    assert f">{mean:.3g}</text>" in drawn.svg and drawn == figures.timing_errors(record)
+    with pytest.raises(ValueError, match="no wrong way"):
+        figures.timing_errors(replace(record, traps=()))
+
+
+def test_samples_are_drawn_in_order():
+    points = {"A": [(0, 5.0), (1, 6.0)], "B": [(2, 7.0)]}
+    drawn = figures.in_order({"first": points, "again": points}, "sample", "What A and B took, twice.")
+    assert drawn.alt == "What A and B took, twice."
+    for text in ("first", "again", "A", "B", "sample"):
+        assert f">{text}</text>" in drawn.svg
+    moved = figures.in_order({"first": points, "again": {**points, "B": [(2, 8.0)]}}, "sample", drawn.alt)
+    assert moved.svg != drawn.svg
+
+
+def test_the_report_of_an_experiment_of_traps(record, tmp_path):
+    text = report.write(record, tmp_path).read_text()
+    assert "![Wrong ways to time on Made Up" in text and "| median of ten | right |" in text
 
 
 def test_traps_are_not_reproduced_by_ratios():

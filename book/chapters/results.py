@@ -22,8 +22,8 @@ if "google.colab" in sys.modules:
 # %% tags=["hide-input"]
 from lab.backends import registry
 from lab.benchmark import records, report
-from lab.benchmark.figures import ladder
-from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table
+from lab.benchmark.figures import ladder, timing_errors
+from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table, trap_table
 from lab.notebook import Folded, show
 
 published = [records.read(path) for _, path in report.all_records()]
@@ -81,3 +81,14 @@ for record in with_models:
         show(model_table(record, workload))
 if missing := report.not_recorded():
     show(f"Experiments of the book that have no record yet: {', '.join(missing)}.")
+
+# %% [markdown]
+# ## Ways to measure
+#
+# What the chapter [How to time a kernel](timing.ipynb) is about: wrong ways to time some work, beside the right ones.
+
+# %% tags=["remove-input"]
+for record in published:
+    if record.traps:
+        show(f"### {record.experiment}, {record.environment.gpu}")
+        show(timing_errors(record), *map(trap_table, record.traps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,3 +165,48 @@ def tokens_per_second(record: Record, workload: ModelWorkload) -> Figure:
         axes.tick_params(left=False)
         told = ", ".join(f"{row.label} {value:.0f}" for row, value in zip(rows, values, strict=True))
         return figure(fig, f"{workload} on {record.environment.gpu}, tokens a second: {told}")
+
+
+def timing_errors(record: Record) -> Figure:
+    """What each wrong way to time says, over the right one, on a logarithmic axis. Raises ValueError if the record has
+    no traps."""
+    found = {label: ratio for trap in record.traps for label, ratio in trap.errors().items()}
+    if not found:
+        raise ValueError("the record has no wrong way to time")
+    names = [label.replace(", ", ",\n") if len(label) > 14 else label for label in found]
+    written = {label: f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}" for label, ratio in found.items()}
+    with style():
+        fig = MplFigure(figsize=(5.6, 0.9 + 0.4 * len(names)))
+        axes = fig.subplots()
+        colours = [COLOURS["cuda"] if ratio > 1 else COLOURS["triton"] for ratio in found.values()]
+        axes.barh(names, [ratio - 1 for ratio in found.values()], left=1, color=colours)
+        axes.set_xscale("log")
+        right = 100 * max(1.0, *found.values())
+        axes.set_xlim(min(0.5, *found.values()) / 2, right)
+        for index, text in enumerate(written.values()):
+            axes.text(right, index, text, fontsize=12, ha="right", va="center")
+        axes.axvline(1, color="#767676", linewidth=1)
+        axes.set_xticks([tick for tick in (0.01, 1, 100, 10_000) if axes.get_xlim()[0] < tick < right])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.invert_yaxis()
+        axes.set_xlabel("times what the right way says")
+        axes.tick_params(left=False)
+        told = "; ".join(f"{label}: {text}" for label, text in written.items())
+        return figure(fig, f"Wrong ways to time on {record.environment.gpu}, as multiples of the right one. {told}")
+
+
+def in_order(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], xlabel: str, alt: str) -> Figure:
+    """Samples in the order in which they were taken: a panel below the other for each title, and in it for each label
+    points of where it stands in the order, and microseconds."""
+    with style():
+        fig = MplFigure(figsize=(5.6, 0.6 + 2.2 * len(panels)))
+        every = fig.subplots(len(panels), sharex=True, sharey=True, squeeze=False)[:, 0]
+        for axes, (title, series) in zip(every, panels.items(), strict=True):
+            for label, points in series.items():
+                axes.plot(*zip(*points, strict=True), linewidth=1.5, label=label)
+            axes.set_title(title)
+            axes.set_ylabel("us")
+            axes.legend(loc="best")
+        every[-1].set_xlabel(xlabel)
+        return figure(fig, alt)

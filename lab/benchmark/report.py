@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lab.benchmark import config, records
-from lab.benchmark.figures import Figure, ladder, tokens_per_second
+from lab.benchmark.figures import Figure, ladder, timing_errors, tokens_per_second
 from lab.benchmark.records import Record
 from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table, trap_table
 from lab.files import write_text
@@ -50,6 +50,7 @@ def blocks(record: Record) -> Iterator[Block]:
             yield tokens_per_second(record, workload)
     if record.traps:
         yield "## Ways to measure"
+        yield timing_errors(record)
     for trap in record.traps:
         yield trap_table(trap)
     failed = [row for row in record.all_rows if row.error]

@@ -178,12 +178,16 @@ def model_table(record: Record, workload: ModelWorkload) -> Table:
 
 
 def trap_table(trap: Trap) -> Table:
-    """The ways of a trap: what each says of a call, how many samples it took, and power and clock meanwhile."""
-    rows = []
+    """The ways of a trap: what each says of a call, and how many samples it took; where they were read, the medians of
+    power and clock meanwhile."""
+    header, rows = [f"{trap.name}: {trap.work}", "", "us", "samples"], []
+    has_sensors = any(way.power_w for way in trap.ways)
     for way in trap.ways:
-        sensors = [f"{statistics.median(read):.0f}" if read else NOTHING for read in (way.power_w, way.sm_clock_mhz)]
-        rows.append([way.label, "right" if way.right else "wrong", f"{way.us:.1f}", f"{len(way.samples_us)}", *sensors])
-    return Table([f"{trap.name}: {trap.work}", "", "us", "samples", "W", "MHz"], rows)
+        row = [way.label, "right" if way.right else "wrong", f"{way.us:.1f}", f"{len(way.samples_us)}"]
+        if has_sensors:
+            row += [f"{statistics.median(read):.0f}" if read else NOTHING for read in (way.power_w, way.sm_clock_mhz)]
+        rows.append(row)
+    return Table([*header, *(["W", "MHz"] if has_sensors else [])], rows)
 
 
 def _model_cells(record: Record, row: ModelRow) -> list[str]:

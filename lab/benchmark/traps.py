@@ -49,6 +49,21 @@ class Trap:
     work: str
     ways: tuple[Way, ...]
 
+    def way(self, label: str) -> Way:
+        """Raises KeyError if there is none of that label."""
+        return {way.label: way for way in self.ways}[label]
+
+    def errors(self) -> dict[str, float]:
+        """By label, what each wrong way says over what the right one after it says. Of two wrong ones that time the
+        same kernel (`drift`), what the second says over the first."""
+        found = {}
+        for one, other in zip(self.ways[::2], self.ways[1::2]):
+            if other.right and not one.right:
+                found[one.label] = one.us / other.us
+            elif not other.right:
+                found[other.label] = other.us / one.us
+        return found
+
 
 class Event(Protocol):
     """As torch.cuda.Event; elapsed_time is in milliseconds."""
