@@ -326,6 +326,36 @@ show(roofline.plot(record, "softmax", TRAIN, "both"))
 PEERS = ["torch eager", "torch.compile", "liger", "quack", "triton:online", "cuda:cluster"]
 show(table(record, "softmax", "forward", PEERS), table(record, "softmax", "both", PEERS))
 
+# %% tags=["remove-input"]
+def faster_peers(direction):
+    """Per shape: the fastest of the others, and how many percent longer the best of ours takes; where it is over 1%."""
+    found = {}
+    for shape in {row.shape: None for row in record.select("softmax", direction)}:
+        rows = [row for row in record.select("softmax", direction) if row.shape == shape and row.timing]
+        ours = min(row.timing.median_us for row in rows if row.backend != "peer")
+        peer = min((row for row in rows if row.backend == "peer"), key=lambda row: row.timing.median_us)
+        if ours > 1.01 * peer.timing.median_us:
+            found[shape] = peer.label, 100 * (ours / peer.timing.median_us - 1)
+    return found
+
+
+lost = faster_peers("forward")
+assert set(lost) == {ROW, LONGEST} and lost[ROW][0] == "liger" and lost[LONGEST][0] == "quack"
+assert not faster_peers("both")
+show(
+    "**Where it loses.**\n\n"
+    f"- Forward at 16384x4096 Liger is ahead of the best of ours by {lost[ROW][1]:.1f}%. Its kernel is our one_pass with "
+    "hints to the caches: to keep what is loaded, and to drop what is stored first. Our kernel with the same hints, with "
+    "four, eight and sixteen warps, was no faster than without. So we do not know what it is.\n"
+    f"- Forward at 2048x131072 QuACK is ahead by {lost[LONGEST][1]:.1f}%. It too gives the row to a cluster. Other ways to "
+    "share the row out (one to eight blocks, two to eight vectors to a thread) were slower, and so was keeping the "
+    "exponentials in registers instead of computing them twice: the registers cost more blocks than it saved instructions.\n"
+    f"- On rows of 8 columns everybody but torch.compile and our CUDA rungs is far off: Triton's tile of rows reaches "
+    f"{percent('triton:tiled', shape=ROUTER)}, for with 16 bytes to a row it spends its time on addresses.\n"
+    f"- Without clusters there is a cliff: Triton, which has none, drops to {percent('triton:online', shape=LONG)} at 65536 "
+    "columns."
+)
+
 # %% [markdown]
 # ## What remains of the gain in the model
 #
