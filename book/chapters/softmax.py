@@ -328,7 +328,7 @@ show(table(record, "softmax", "forward", PEERS), table(record, "softmax", "both"
 
 # %% tags=["remove-input"]
 def faster_peers(direction):
-    """Per shape: the fastest of the others, and how many percent longer the best of ours takes; where it is over 1%."""
+    """Per shape: the fastest of the others, and how many percent longer the best of ours takes, where that is over one."""
     found = {}
     for shape in {row.shape: None for row in record.select("softmax", direction)}:
         rows = [row for row in record.select("softmax", direction) if row.shape == shape and row.timing]
