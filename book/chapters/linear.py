@@ -113,7 +113,7 @@ show(predictions(record, "linear", "forward", QUERY, PREDICTED))
 # $m$ is the number of tokens. In a model of the Llama family everything that has a weight matrix is this operator: queries,
 # keys, values and output of attention, the three projections of the MLP, the output head.
 
-# %%
+# %% tags=["hide-input"]
 for phase, batch, tokens in (("prefill", 1, 2048), ("decode", 8, 2047)):
     work = ModelWorkload("llama3-8b-4-layers", "model", None, phase, batch, tokens, "bfloat16")
     calls = [call for call in work.calls if call.operator == "linear"]
@@ -134,10 +134,16 @@ def contiguous_along(matrix, names):
     return names[matrix.stride().index(1)]
 
 
-x, w, b = (torch.empty(2, 4), torch.empty(3, 4), None)
-dy = torch.empty(2, 3)
-products = {"y = x w^T": (x, w.mT), "dx = dy w": (dy, w), "dw = dy^T x": (dy.mT, x)}
-rows = [[name, contiguous_along(a, "mk"), contiguous_along(b, "kn")] for name, (a, b) in products.items()]
+x, w, dy = torch.empty(2, 4), torch.empty(3, 4), torch.empty(2, 3)
+products = {
+    "y = x w^T": (x, w.mT),
+    "dx = dy w": (dy, w),
+    "dw = dy^T x": (dy.mT, x),
+}
+rows = [
+    [name, contiguous_along(a, "mk"), contiguous_along(b, "kn")]
+    for name, (a, b) in products.items()
+]
 show(Table(["product", "a contiguous along", "b contiguous along"], rows))
 
 # %% [markdown]
@@ -146,10 +152,14 @@ show(Table(["product", "a contiguous along", "b contiguous along"], rows))
 # ## How fast can it be?
 
 # %%
-cost, here = linear.cost(QUERY, torch.bfloat16, "forward"), roofline.roofline(record, "linear", QUERY, "forward")
+cost = linear.cost(QUERY, torch.bfloat16, "forward")
+flops = [[term, f"{count / 1e9:.2f}"] for term, count in cost.flop_terms.items()]
+moved = [[term, f"{count / 2**20:.2f}"] for term, count in cost.byte_terms.items()]
+show(Table(["FLOPs", "thousand million"], flops), Table(["bytes", "MiB"], moved))
+
+# %% tags=["remove-input"]
+here = roofline.roofline(record, "linear", QUERY, "forward")
 show(
-    Table(["FLOPs", "how many"], [[term, f"{count / 1e9:.2f} thousand million"] for term, count in cost.flop_terms.items()]),
-    Table(["bytes", "how many"], [[term, f"{count / 2**20:.2f} MiB"] for term, count in cost.byte_terms.items()]),
     f"**{here.intensity:.0f} FLOPs a byte**, where the ridge is at {here.ridge:.0f}: **{here.bound}-bound**. The floor is FLOPs "
     f"over the rate of a large matrix product, {record.ceilings.matmul_tflops:.0f} TFLOP/s in this run: {here.floor_us:.0f} us.",
 )
@@ -157,7 +167,7 @@ show(
 # %% [markdown]
 # Beside softmax on the same roof, and beside itself with the few rows that it has while text is generated:
 
-# %%
+# %% tags=["remove-input"]
 show(
     roofline.places(
         record,
@@ -192,7 +202,7 @@ show(
 
 # %% [markdown]
 # Their operands are float16 or bfloat16 here, their sums float32. In float32 there are tensor cores too, but they see TF32,
-# a float32 whose fraction is cut from 23 bits to 10. What does that lose?
+# a float32 whose fraction is cut from 23 bits to 10. What does that lose? Round the inputs, and do the rest in float64:
 
 # %%
 def rounded(x, bits):
@@ -201,11 +211,13 @@ def rounded(x, bits):
     return ((x.view(torch.int32) + unit // 2) & -unit).view(torch.float32)
 
 
-a, b = torch.randn(64, 4096, generator=torch.manual_seed(0)), torch.randn(4096, 64, generator=torch.manual_seed(1))
+generator = torch.Generator().manual_seed(0)
+a, b = torch.randn(2, 256, 256, generator=generator)
 exact = a.double() @ b.double()
 for name, bits in (("bfloat16", 7), ("TF32", 10), ("float32", 23)):
-    error = (rounded(a, bits).double() @ rounded(b, bits).double() - exact).abs().max() / exact.abs().max()
-    print(f"{name:9} {bits:2} bits: largest error {error:.1e} of the largest result" if error else f"{name:9} {bits:2} bits: none from rounding the inputs")
+    product = rounded(a, bits).double() @ rounded(b, bits).double()
+    error = (product - exact).abs().max() / exact.abs().max()
+    print(f"{name:9} {bits:2} bits: off by {error:.1e} of the largest element")
 
 # %% [markdown]
 # PyTorch leaves TF32 off unless asked (`torch.backends.cuda.matmul.allow_tf32`), and so do these kernels:
@@ -216,7 +228,7 @@ for name, bits in (("bfloat16", 7), ("TF32", 10), ("float32", 23)):
 # zeros the same kernel, doing the same instructions, takes less power, and the clock need not fall. This is from the record
 # of the course's timing traps:
 
-# %%
+# %% tags=["remove-input"]
 trap = next(trap for trap in records.published("timing", GPU).traps if trap.name == "zeros")
 show(trap_table(trap))
 
@@ -258,7 +270,7 @@ show(tiles.tile_drawn(2048, 4096, 2048, 128, 256, 64))
 # $2 B_m B_n$ FLOPs come for each $B_m + B_n$ elements: the intensity of the tile, against whatever level of memory the
 # operands come from. **How large must it be?** At the ceiling's rate, this is what all programs together would ask for:
 
-# %%
+# %% tags=["hide-input"]
 rows = []
 for side_m, side_n in ((1, 1), (16, 16), (32, 32), (64, 64), (128, 128), (128, 256), (256, 256)):
     ratio = tiles.intensity(side_m, side_n, 2)
@@ -314,7 +326,7 @@ show(
 #
 # One program on a multiprocessor: is that not a bad sign?
 
-# %%
+# %% tags=["remove-input"]
 forward = [row for row in resources.published("linear").rows if row.arch == "sm_90" and row.direction == "forward"]
 show(multiprocessor.occupancy_table(forward))
 
@@ -336,9 +348,9 @@ show(code(_linear_place))
 # %% tags=["hide-input"]
 @triton.jit
 def numbers(order, m, n, tiles, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ALL: tl.constexpr):
-    program = tl.arange(0, ALL)  # one program asks for all
+    program = tl.minimum(tl.arange(0, ALL), tiles - 1)  # one program asks for all
     row, column = _linear_place(program, m, n, BLOCK_M, BLOCK_N, GROUP)
-    tl.store(order + row // BLOCK_M * tl.cdiv(n, BLOCK_N) + column // BLOCK_N, program, program < tiles)
+    tl.store(order + row // BLOCK_M * tl.cdiv(n, BLOCK_N) + column // BLOCK_N, program)
 
 
 def order_of(shape, group, block_m=128, block_n=256):
@@ -361,7 +373,10 @@ def mib_at_once(shape, group):
     return (rows * 128 + columns * 256) * shape[2] * 2 / 2**20
 
 
-rows = [[shape_text(shape), *(f"{mib_at_once(shape, group):.0f}" for group in (1, triton_linear.GROUP))] for shape in (QUERY, UP, DOWN)]
+rows = []
+for shape in (QUERY, UP, DOWN):
+    counted = (mib_at_once(shape, group) for group in (1, triton_linear.GROUP))
+    rows.append([shape_text(shape), *(f"{mib:.0f}" for mib in counted)])
 show(Table(["MiB that 132 tiles read", "row by row", "groups of 8"], rows))
 
 # %% tags=["remove-input"]
@@ -369,7 +384,7 @@ assert mib_at_once(QUERY, triton_linear.GROUP) > 0.9 * mib_at_once(QUERY, 1) and
 assert abs(speed("triton:grouped") - speed("triton:tiled")) < 5
 show(
     f"**Outcome:** at {shape_text(QUERY)}, {speed('triton:grouped'):.0f}% against {speed('triton:tiled'):.0f}%: nothing gained. The count says "
-    f"why not here: only {QUERY[1] // 256} columns of tiles are there, so row by row already covers a block. (Where $c$ is wide it would "
+    f"why not here: only {QUERY[1] // 256} columns of tiles are there, so row by row already covers a block. (Where c is wide it would "
     "matter, once memory is what is waited for. These kernels wait for something else.) The order costs nothing, and all later rungs keep it."
 )
 
@@ -382,13 +397,16 @@ show(
 # places of 48 KiB take nearly all shared memory. **Prediction:** 75 to 90% of cuBLAS's speed.
 
 # %% tags=["remove-input"]
+show(code(triton_linear._product_tiled))
+
+# %% tags=["remove-input"]
 assert speed("triton:pipelined") < 75 < 85 < speed("triton:pipelined", "backward")
 copies = (128 + 256) * 64 * 2 // 16 // 256
 show(
     f"**Outcome:** {outcome('triton:pipelined')}. Backward, with the same kernel, {speed('triton:pipelined', 'backward'):.0f}%. What is different "
-    "forward? Both operands lie along $k$ there, so of the "
+    "forward? Both operands lie along k there, so of the "
     f"{copies} copies of 16 bytes that a thread begins in each step, every one lies in another row. The compiled loop computes as many 64-bit "
-    "addresses and masks anew in each step, in front of its copies; where an operand lies across $k$, several copies share a row, and the loop is "
+    "addresses and masks anew in each step, in front of its copies; where an operand lies across k, several copies share a row, and the loop is "
     "a quarter to a third shorter. We read that in the machine code, and have not profiled it. But the next rung tests it: it has the same tile, "
     "the same ring and the same products, and computes no addresses."
 )
@@ -436,15 +454,17 @@ show(code(triton_linear._padded, triton_linear._for_tma))
 
 # %%
 whole = torch.zeros(16, 24, dtype=torch.bfloat16)
-for name, matrix in {
+matrices = {
     "16 x 24": whole,
     "its transpose": whole.mT,
     "without its first column": whole[:, 1:],
     "without its first row": whole[1:],
     "16 x 13": torch.zeros(16, 13, dtype=torch.bfloat16),
-}.items():
+}
+for name, matrix in matrices.items():
     taken, transposed = triton_linear._for_tma(matrix)
-    print(f"{name:25} {'taken as it lies' if taken.data_ptr() == matrix.data_ptr() else 'copied'}{', transposed' * transposed}")
+    how = "as it lies" if taken.data_ptr() == matrix.data_ptr() else "copied"
+    print(f"{name:24} {how}{', transposed' * transposed}")
 
 # %% [markdown]
 # **specialized** goes one further: some warps only load, the others only multiply, and barriers in shared memory tell when
@@ -496,8 +516,8 @@ def naive_sectors(a_along_k, b_along_k, stride=4096):
 
 rows = []
 for name, (a, b) in products.items():
-    counted = naive_sectors(contiguous_along(a, "mk") == "k", contiguous_along(b, "kn") == "k")
-    rows.append([name, *map(str, counted)])
+    along_k = contiguous_along(a, "mk") == "k", contiguous_along(b, "kn") == "k"
+    rows.append([name, *map(str, naive_sectors(*along_k))])
 show(Table(["a warp, one k", "sectors of a", "sectors of b"], rows))
 
 # %% tags=["remove-input"]
@@ -561,7 +581,8 @@ def swizzled(row, chunk):
     return row * 128 + ((chunk ^ row % 8) << 4)
 
 
-show(multiprocessor.panel_drawn({"plain": plain, "swizzled": swizzled}, wanted=2))
+layouts = {"plain": plain, "swizzled": swizzled}
+show(multiprocessor.panel_drawn(layouts, wanted=2))
 
 # %% [markdown]
 # The numbers are chunks of $k$, the columns groups of four banks; in colour, what `ldmatrix` reads together. It works for
@@ -578,21 +599,22 @@ show(cuda_code(SOURCE, "  for (int step = 0; step < steps; ++step) {", "  wait_c
 
 # %%
 def cycles(block_m, block_n, readers, part_m, part_n, depth=64):
-    """Of tensor cores, and of shared memory: written once, and read by each of the `readers` for its part."""
+    """Of tensor cores, and of shared memory: the tile written once, and each reader's
+    part of it read."""
     multiply = 2 * block_m * block_n * depth / TENSOR
-    bytes_moved = 2 * depth * ((block_m + block_n) + readers * (part_m + part_n))
-    return multiply, bytes_moved / SHARED
+    elements = (block_m + block_n + readers * (part_m + part_n)) * depth
+    return multiply, 2 * elements / SHARED
 
 
 rows = []
 for name, sizes in {
-    "mma: 8 warps with 64 x 64": (128, 256, 8, 64, 64),
-    "wgmma: 2 warpgroups with 64 x 256": (128, 256, 2, 64, 256),
-    "wgmma: 2 warpgroups with 64 x 128": (128, 128, 2, 64, 128),
+    "128 x 256, mma: 8 warps' 64 x 64": (128, 256, 8, 64, 64),
+    "128 x 256, wgmma: 2 warpgroups' 64 x 256": (128, 256, 2, 64, 256),
+    "128 x 128, wgmma: 2 warpgroups' 64 x 128": (128, 128, 2, 64, 128),
 }.items():
     multiply, move = cycles(*sizes)
     rows.append([name, f"{multiply:.0f}", f"{move:.0f}", f"{move / multiply:.2f}"])
-show(Table(["a step", "cycles of tensor cores", "of shared memory", "ratio"], rows))
+show(Table(["cycles of", "tensor cores", "shared memory", "ratio"], rows))
 
 # %% tags=["remove-input"]
 assert speed("cuda:mma") < 50
@@ -664,8 +686,8 @@ show(
 # While text is generated, $m$ is the number of texts: 1 to 64, say. The weight is read for them all the same. **Prediction:**
 # memory-bound; from 1 row to 64 the time hardly changes, and everybody who reads the weight well is equally fast.
 
-# %%
-PEERS = [CUBLAS, "torch.compile", "triton:pipelined", "triton:persistent", "triton:split_k", "cuda:mma", "cuda:wgmma"]
+# %% tags=["remove-input"]
+PEERS = [CUBLAS, "triton:pipelined", "triton:split_k", "cuda:mma", "cuda:wgmma"]
 small = [shape for shape in dict.fromkeys(row.shape for row in record.select("linear", "forward")) if shape[0] <= 64]
 rows = []
 for shape in small:
@@ -687,7 +709,7 @@ show(
 # in memory yet. Reading the weight pushes them out, and so the call pays for writes that are not its own. In a model it is
 # the same, though less: the operator before has written something too. How much can it be? At most an L2 full, 50 MB:
 
-# %%
+# %% tags=["remove-input"]
 L2 = 50 * 2**20  # bytes (NVIDIA's datasheet)
 rows = []
 for shape in small:
@@ -712,13 +734,17 @@ def splits(m, n, k):
     tile = triton_linear.plan(m, n, torch.bfloat16, H100)
     depth = triton_linear._split(tile, m, n, k, H100)
     plan = cuda_linear.plan_wgmma(m, n, k, H100)
-    of_triton = tile.tiles(m, n), triton.cdiv(k, depth)
-    return *of_triton, cuda_linear._tiles(m, n, 64 * plan.consumers * plan.cluster, plan.block_n), triton.cdiv(k, plan.depth)
+    count = cuda_linear._tiles(m, n, 64 * plan.consumers * plan.cluster, plan.block_n)
+    return tile.tiles(m, n), triton.cdiv(k, depth), count, triton.cdiv(k, plan.depth)
 
 
 step = ModelWorkload("llama3-8b-4-layers", "model", None, "decode", 16, 2047, "bfloat16")
-layers = {call.shape: call.module.rpartition(".")[2] for call in reversed(step.calls) if call.operator == "linear"}
-rows = [[f"{name} {shape_text(shape)}", *map(str, splits(*shape))] for shape, name in reversed(layers.items())]
+calls = [call for call in step.calls if call.operator == "linear"]
+layers = {call.shape: call.module.rpartition(".")[2] for call in reversed(calls)}
+rows = [
+    [f"{name} {shape_text(shape)}", *map(str, splits(*shape))]
+    for shape, name in reversed(layers.items())
+]
 show(Table(["layer", "Triton: tiles", "parts of k", "CUDA: tiles", "parts of k"], rows))
 
 # %% tags=["remove-input"]
@@ -741,7 +767,9 @@ show(roofline.plot(record, "linear", QUERY, "forward"))
 # Percent of the ceiling, everything measured in turns in one run, the best of each row in bold.
 
 # %%
-show(table(record, "linear", "forward", PEERS), table(record, "linear", "backward", PEERS), table(record, "linear", "both", PEERS))
+PEERS = [CUBLAS, "torch.compile", "triton:persistent", "triton:split_k", "cuda:wgmma"]
+for direction in ("forward", "backward", "both"):
+    show(table(record, "linear", direction, PEERS))
 
 # %% tags=["remove-input"]
 OURS = ("triton:persistent", "triton:split_k", "cuda:wgmma")
@@ -760,11 +788,11 @@ show(
 # %% [markdown]
 # ## What remains of the gain in the model
 #
-# Here there is no gain to look for: PyTorch's own kernel is the best there is. The question is the other way round: **what
-# does a model lose whose every product runs on kernels that you can read?** Time of PyTorch's operators over time with
+# Here there is hardly a gain to look for: PyTorch's own kernel is as good as any of these. The question is the other way
+# round: **what does a model lose whose every product runs on kernels that you can read?** Time of PyTorch's operators over time with
 # ours for `linear` alone; above 1 the model is faster.
 
-# %%
+# %% tags=["remove-input"]
 MODEL = "llama3-8b-4-layers"
 timed = {(row.workload, row.compiled, row.backend): row.timing.median_us for row in inside.models if row.timing and row.workload.model == MODEL and row.workload.level == "model"}
 choices = [backend for backend in dict.fromkeys(backend for *_, backend in timed) if backend != "torch"]
@@ -776,7 +804,7 @@ for workload, compiled in dict.fromkeys(key[:2] for key in timed):
 show(Table([MODEL, "torch us", *choices], rows))
 
 # %% tags=["remove-input"]
-ratios = [timed[workload, compiled, "torch"] / us for (workload, compiled, choice), us in timed.items() if choice != "torch"]
+ratios = [timed[workload, compiled, "torch"] / took for (workload, compiled, choice), took in timed.items() if choice != "torch"]
 show(
     f"Between {min(ratios):.2f} and {max(ratios):.2f}. In prefill the products are nearly all of the time, so the model moves as its kernels do. In decoding "
     "they read the weights, which PyTorch's do as well as ours, and eager, a launch is paid on the CPU for each of them."
@@ -791,20 +819,22 @@ show(
 # This cell measures. With a GPU it times the kernels on it; without one it shows the published row.
 
 # %% tags=["nbval-ignore-output"]
-measure_here(record, "linear", "forward", QUERY, ("triton:*", "cuda:register", "cuda:mma", "cuda:wgmma"))
+choices = ("triton:*", "cuda:register", "cuda:mma", "cuda:wgmma")  # without the slowest
+measure_here(record, "linear", "forward", QUERY, choices)
 
 # %% [markdown]
 # And this one checks, on whatever is here, that every Triton rung computes the same as PyTorch, where nothing divides anything:
 
 # %%
-x, w, b = (tensor.to(device) for tensor in linear.make_inputs((33, 70, 45), torch.float32))
+inputs = linear.make_inputs((33, 70, 45), torch.float32)
+x, w, b = (tensor.to(device) for tensor in inputs)
 expected = torch.nn.functional.linear(x.double(), w.double(), b.double())
 for rung in rungs_of("linear", "triton"):
     if reason := rung.unavailable(device):
         print(rung, reason)
         continue
-    y = lab.ops.linear(x, w, b, backend=str(rung))
-    print(rung, "ok" if torch.allclose(y.double(), expected, atol=1e-4) else "WRONG")
+    y = lab.ops.linear(x, w, b, backend=str(rung)).double()
+    print(rung, "ok" if torch.allclose(y, expected, atol=1e-4) else "WRONG")
 
 # %% [markdown]
 # ## Take-away
