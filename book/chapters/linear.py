@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Linear: the first compute-bound operator
 #
-# **What you will see.** A product of two matrices, where nearly all arithmetic of a language model is. Here bytes are no
-# longer the limit, as long as each that comes on chip is used often enough: first by a tile, then by a cache, then by
-# tensor cores that must not wait. Seven Triton kernels and five in CUDA C++ climb from far below cuBLAS's speed to its
-# neighbourhood. Then the same product with few rows, as in generating text, which is memory-bound after all.
+# **What you will see.** A product of two matrices, where nearly all arithmetic of a language model is. Here bytes are
+# no longer the limit, as long as each that comes on chip is used often enough: first by a tile, then by a cache, then
+# by tensor cores that must not wait. Seven Triton kernels and five in CUDA C++ climb from far below cuBLAS's speed to
+# its neighbourhood. Then the same product with few rows, as in generating text, which is memory-bound after all.
 #
-# **What you need.** *A GPU in one chapter* and *The roofline*; RMSNorm for reading Triton. No GPU: without one the kernels
-# run in Triton's interpreter, and the timings shown are the published ones. **Reading time:** about 40 minutes, exercises
-# apart.
+# **What you need.** *A GPU in one chapter* and *The roofline*; RMSNorm for reading Triton. No GPU: without one the
+# kernels run in Triton's interpreter, and the timings shown are the published ones. **Reading time:** about 45 minutes,
+# exercises apart.
 
 # %% tags=["hide-input"]
 # In Colab this gets the course and keeps Colab's own torch; elsewhere it does nothing.
@@ -101,10 +101,10 @@ def outcome(label, direction="forward", box=None):
 show(predictions(record, "linear", "forward", QUERY, PREDICTED))
 
 # %% [markdown]
-# Each bar is one version of the same product, 8192 tokens through a layer of 4096 by 4096, in bfloat16; the dashed line is
-# cuBLAS, which PyTorch calls. A box is what was predicted of a version before any of them had run on a GPU. The boxes have
-# not been touched since, and where the bar ends elsewhere, this chapter says why, as far as we know. A rung without a box
-# had no prediction in numbers; for it there is only a count.
+# Each bar is one version of the same product, 8192 tokens through a layer of 4096 by 4096, in bfloat16; the dashed line
+# is cuBLAS, which PyTorch calls. A box is what was predicted of a version before any of them had run on a GPU. The
+# boxes have not been touched since, and where the bar ends elsewhere, this chapter says why, as far as we know. A rung
+# without a box had no prediction in numbers; for it there is only a count.
 #
 # ## What it computes, and where
 #
@@ -180,14 +180,16 @@ show(
 )
 
 # %% [markdown]
-# The memory-bound chapters asked how often a byte crosses device memory. Here that is not the question: even a kernel that
-# read everything several times would not wait for device memory. The question is how to feed the units that multiply.
+# The memory-bound chapters asked how often a byte crosses device memory. Here that is not the question: even a kernel
+# that read everything several times would not wait for device memory. The question is how to feed the units that
+# multiply.
 #
 # ## Tensor cores
 #
-# What a kernel of the earlier chapters computes, it computes by lanes: a multiprocessor has 128, each with a multiply-and-add
-# a cycle. By far the larger part of what it can do is in its four [tensor cores](../glossary.md#tensor-core). One instruction gives them two
-# small matrices, such as 16 x 16 and 16 x 8, and adds the product to a third.
+# What a kernel of the earlier chapters computes, it computes by lanes: a multiprocessor has 128, each with a
+# multiply-and-add a cycle. By far the larger part of what it can do is in its four [tensor
+# cores](../glossary.md#tensor-core). One instruction gives them two small matrices, such as 16 x 16 and 16 x 8, and
+# adds the product to a third.
 
 # %% tags=["hide-input"]
 LANES = 128 * 2  # FLOPs of a multiprocessor in a cycle: a multiply-and-add for each lane
@@ -201,8 +203,9 @@ show(
 )
 
 # %% [markdown]
-# Their operands are float16 or bfloat16 here, their sums float32. In float32 there are tensor cores too, but they see TF32,
-# a float32 whose fraction is cut from 23 bits to 10. What does that lose? Round the inputs, and do the rest in float64:
+# Their operands are float16 or bfloat16 here, their sums float32. In float32 there are tensor cores too, but they see
+# TF32, a float32 whose fraction is cut from 23 bits to 10. What does that lose? Round the inputs, and do the rest in
+# float64:
 
 # %%
 def rounded(x, bits):
@@ -221,12 +224,12 @@ for name, bits in (("bfloat16", 7), ("TF32", 10), ("float32", 23)):
 
 # %% [markdown]
 # PyTorch leaves TF32 off unless asked (`torch.backends.cuda.matmul.allow_tf32`), and so do these kernels:
-# `input_precision="ieee"` in the source below. So float32 goes by the lanes, at their rate, and everything measured here is
-# bfloat16.
+# `input_precision="ieee"` in the source below. So float32 goes by the lanes, at their rate, and everything measured
+# here is bfloat16.
 #
 # **Random numbers, not zeros.** A unit that multiplies takes power whenever a bit in it flips, and zeros flip few. On
-# zeros the same kernel, doing the same instructions, takes less power, and the clock need not fall. This is from the record
-# of the course's timing traps:
+# zeros the same kernel, doing the same instructions, takes less power, and the clock need not fall. This is from the
+# record of the course's timing traps:
 
 # %% tags=["remove-input"]
 trap = next(trap for trap in records.published("timing", GPU).traps if trap.name == "zeros")
@@ -259,14 +262,15 @@ show(
 # %% [markdown]
 # ## A tile
 #
-# One element of $c$ needs a row of $a$ and a column of $b$: two numbers for a multiplication and an addition. If a program
-# computes a *tile* of $c$ instead, each number that it fetches meets a whole row or column of the tile.
+# One element of $c$ needs a row of $a$ and a column of $b$: two numbers for a multiplication and an addition. If a
+# program computes a *tile* of $c$ instead, each number that it fetches meets a whole row or column of the tile.
 
 # %% tags=["remove-input"]
 show(tiles.tile_drawn(2048, 4096, 2048, 128, 256, 64))
 
 # %% [markdown]
-# Blue, what one tile of $c$ needs; orange, what one step along $k$ takes of it. With $B_m \times B_n$ elements in the tile,
+# Blue, what one tile of $c$ needs; orange, what one step along $k$ takes of it. With $B_m \times B_n$ elements in the
+# tile,
 # $2 B_m B_n$ FLOPs come for each $B_m + B_n$ elements: the intensity of the tile, against whatever level of memory the
 # operands come from. **How large must it be?** At the ceiling's rate, this is what all programs together would ask for:
 
@@ -278,9 +282,9 @@ for side_m, side_n in ((1, 1), (16, 16), (32, 32), (64, 64), (128, 128), (128, 2
 show(Table(["tile", "FLOPs a byte", "TB/s to feed the ceiling's rate", "KiB of float32 sums"], rows))
 
 # %% [markdown]
-# Device memory delivers few of these TB/s, as the ceiling for copies says. So the operands must come from L2 most of the time,
-# and the tile should be as large as fits. The last column says what limits it: the sums stay in registers, of which a multiprocessor has 256 KiB.
-# 128 x 256 takes half of them, and the next one all.
+# Device memory delivers few of these TB/s, as the ceiling for copies says. So the operands must come from L2 most of
+# the time, and the tile should be as large as fits. The last column says what limits it: the sums stay in registers, of
+# which a multiprocessor has 256 KiB. 128 x 256 takes half of them, and the next one all.
 #
 # ## Triton, naive
 #
@@ -290,8 +294,8 @@ show(Table(["tile", "FLOPs a byte", "TB/s to feed the ceiling's rate", "KiB of f
 show(code(triton_linear._linear_naive))
 
 # %% [markdown]
-# `tl.dot` multiplies two blocks and adds to a third. Which instruction that becomes is the compiler's choice, by the blocks'
-# sizes and the number of warps: here `mma.sync`, with which one warp multiplies 16 x 16 by 16 x 8.
+# `tl.dot` multiplies two blocks and adds to a third. Which instruction that becomes is the compiler's choice, by the
+# blocks' sizes and the number of warps: here `mma.sync`, with which one warp multiplies 16 x 16 by 16 x 8.
 
 # %% tags=["remove-input"]
 show(
@@ -303,15 +307,16 @@ show(
 # %% [markdown]
 # ## Tiled: as large as the registers allow
 #
-# 128 x 256 elements to a program of eight warps, 64 along $k$ at a time. Where 64 divides $k$, no load needs a mask along
-# it (`WHOLE`).
+# 128 x 256 elements to a program of eight warps, 64 along $k$ at a time. Where 64 divides $k$, no load needs a mask
+# along it (`WHOLE`).
 
 # %% tags=["remove-input"]
 show(code(triton_linear._linear_sum, triton_linear._linear_tiled))
 
 # %% [markdown]
-# The sums take 128 registers of each thread. With so large a tile and eight warps Triton takes Hopper's own instruction,
-# `wgmma`: four warps, a *warpgroup*, start a product of 64 x 16 by 16 x 256 whose operands lie in shared memory.
+# The sums take 128 registers of each thread. With so large a tile and eight warps Triton takes Hopper's own
+# instruction, `wgmma`: four warps, a *warpgroup*, start a product of 64 x 16 by 16 x 256 whose operands lie in shared
+# memory.
 
 # %% tags=["remove-input"]
 assert speed("triton:tiled") < 60
@@ -331,16 +336,16 @@ forward = [row for row in resources.published("linear").rows if row.arch == "sm_
 show(multiprocessor.occupancy_table(forward))
 
 # %% [markdown]
-# The slowest kernels of the chapter fill the multiprocessor with warps, and the fastest hold an eighth or a fifth of them.
-# [Occupancy](../glossary.md#occupancy) is one way to have work at hand while something is waited for. The other is to ask
-# ahead, and then few warps with many registers are better, because their tiles are larger. The rest of the ladder goes that
-# way.
+# The slowest kernels of the chapter fill the multiprocessor with warps, and the fastest hold an eighth or a fifth of
+# them. [Occupancy](../glossary.md#occupancy) is one way to have work at hand while something is waited for. The other
+# is to ask ahead, and then few warps with many registers are better, because their tiles are larger. The rest of the
+# ladder goes that way.
 #
 # ## Grouped: in which order?
 #
-# Programs start in the order of their numbers, and on an H100 132 of these run at a time. Those share what L2 holds. Numbered
-# row by row, 132 tiles cover two rows of $c$ and a bit, if $c$ is wide: few rows of $a$, and all of $b$. In groups of eight
-# rows, column by column, they cover something nearer to a square:
+# Programs start in the order of their numbers, and on an H100 132 of these run at a time. Those share what L2 holds.
+# Numbered row by row, 132 tiles cover two rows of $c$ and a bit, if $c$ is wide: few rows of $a$, and all of $b$. In
+# groups of eight rows, column by column, they cover something nearer to a square:
 
 # %% tags=["remove-input"]
 show(code(_linear_place))
@@ -364,37 +369,42 @@ def order_of(shape, group, block_m=128, block_n=256):
 show(tiles.waves_drawn({"row by row": order_of(UP, 1), "groups of 8 rows": order_of(UP, triton_linear.GROUP)}, H100.multiprocessors))
 
 # %% [markdown]
-# The tiles of $c$ at 8192 x 14336. Darkest, those that run first; orange, the rows of $a$ and columns of $b$ that they read.
-# How much is that, against 50 MB of L2?
+# The tiles of $c$ at 8192 x 14336. Darkest, those that run first; orange, the rows of $a$ and columns of $b$ that they
+# read. Going along $k$ in step, they find most of it in L2, where a neighbour has just had it fetched from device
+# memory. **How much must device memory deliver then?** Those rows and columns, once, in the time of 132 tiles:
 
 # %%
-def mib_at_once(shape, group):
+def tb_per_s(shape, group, block_m=128, block_n=256):
+    """From device memory, at the ceiling's rate; k cancels out."""
     rows, columns = tiles.needed(order_of(shape, group), H100.multiprocessors)
-    return (rows * 128 + columns * 256) * shape[2] * 2 / 2**20
+    fetched = 2 * (rows * block_m + columns * block_n)
+    flops = 2 * H100.multiprocessors * block_m * block_n
+    return fetched * record.ceilings.matmul_tflops / flops
 
 
 rows = []
 for shape in (QUERY, UP, DOWN):
-    counted = (mib_at_once(shape, group) for group in (1, triton_linear.GROUP))
-    rows.append([shape_text(shape), *(f"{mib:.0f}" for mib in counted)])
-show(Table(["MiB that 132 tiles read", "row by row", "groups of 8"], rows))
+    counted = (tb_per_s(shape, group) for group in (1, triton_linear.GROUP))
+    rows.append([shape_text(shape), *(f"{rate:.2f}" for rate in counted)])
+show(Table(["TB/s", "row by row", "groups of 8"], rows))
 
 # %% tags=["remove-input"]
-assert mib_at_once(QUERY, triton_linear.GROUP) > 0.9 * mib_at_once(QUERY, 1) and mib_at_once(UP, triton_linear.GROUP) < mib_at_once(UP, 1) / 2
+assert tb_per_s(QUERY, triton_linear.GROUP) > 0.9 * tb_per_s(QUERY, 1) and tb_per_s(UP, triton_linear.GROUP) < tb_per_s(UP, 1) / 2
 assert abs(speed("triton:grouped") - speed("triton:tiled")) < 5
 show(
     f"**Outcome:** at {shape_text(QUERY)}, {speed('triton:grouped'):.0f}% against {speed('triton:tiled'):.0f}%: nothing gained. The count says "
-    f"why not here: only {QUERY[1] // 256} columns of tiles are there, so row by row already covers a block. (Where c is wide it would "
-    "matter, once memory is what is waited for. These kernels wait for something else.) The order costs nothing, and all later rungs keep it."
+    f"why not here: only {QUERY[1] // 256} columns of tiles are there, so row by row already covers a block. Where c is wide, row by row would ask for nearly all "
+    f"that device memory has, {record.ceilings.copy_gbps / 1e3:.2f} TB/s, once tensor cores are kept busy; so far they are not. The order costs nothing, and all later "
+    "rungs keep it."
 )
 
 # %% [markdown]
 # ## Pipelined: ask ahead
 #
-# Since Ampere a thread can ask for 16 bytes to be copied from memory into shared memory and go on (`cp.async`); the bytes
-# never pass through its registers. So a ring of places in shared memory can be filled ahead: while one step is multiplied,
-# the next ones are on their way. In Triton it is an argument of the launch, `num_stages`, and the kernel is the same. Four
-# places of 48 KiB take nearly all shared memory. **Prediction:** 75 to 90% of cuBLAS's speed.
+# Since Ampere a thread can ask for 16 bytes to be copied from memory into shared memory and go on (`cp.async`); the
+# bytes never pass through its registers. So a ring of places in shared memory can be filled ahead: while one step is
+# multiplied, the next ones are on their way. In Triton it is an argument of the launch, `num_stages`, and the kernel is
+# the same. Four places of 48 KiB take nearly all shared memory. **Prediction:** 75 to 90% of cuBLAS's speed.
 
 # %% tags=["remove-input"]
 show(code(triton_linear._product_tiled))
@@ -414,10 +424,10 @@ show(
 # %% [markdown]
 # ## Persistent: programs that stay, and TMA
 #
-# Three changes. The *tensor memory accelerator* (TMA, the [bulk copy engine](../glossary.md#bulk-copy-engine)), told once
-# where a matrix lies, fetches a whole tile for one instruction of one thread, zeros where it sticks out, and writes one as
-# well. As many programs as fit start, and each works through tile after tile. And the loop over tiles is made one with the
-# loop over $k$ (`flatten`), so that the next tile's loads are under way while $c$ is written.
+# Three changes. The *tensor memory accelerator* (TMA, the [bulk copy engine](../glossary.md#bulk-copy-engine)), told
+# once where a matrix lies, fetches a whole tile for one instruction of one thread, zeros where it sticks out, and
+# writes one as well. As many programs as fit start, and each works through tile after tile. And the loop over tiles is
+# made one with the loop over $k$ (`flatten`), so that the next tile's loads are under way while $c$ is written.
 
 # %% tags=["remove-input"]
 show(code(triton_linear._linear_persistent))
@@ -467,9 +477,9 @@ for name, matrix in matrices.items():
     print(f"{name:24} {how}{', transposed' * transposed}")
 
 # %% [markdown]
-# **specialized** goes one further: some warps only load, the others only multiply, and barriers in shared memory tell when
-# a place is full or free. Triton has a switch for it (`warp_specialize`). Here $c$ leaves in one piece, which takes the
-# shared memory of one stage.
+# **specialized** goes one further: some warps only load, the others only multiply, and barriers in shared memory tell
+# when a place is full or free. Triton has a switch for it (`warp_specialize`). Here $c$ leaves in one piece, which
+# takes the shared memory of one stage.
 
 # %% tags=["remove-input"]
 assert speed("triton:specialized") < speed("triton:persistent")
@@ -490,9 +500,10 @@ show(
 show(code(triton_linear.plan))
 
 # %% [markdown]
-# A search costs seconds at the first call of each shape, and its winner depends on what else ran then; another tile sums in
-# another order, so the last bits of a result change from run to run. With a table the same product always runs the same way,
-# on every machine of a kind. The price is that somebody must have made the table, from a sweep, for each kind.
+# A search costs seconds at the first call of each shape, and its winner depends on what else ran then; another tile
+# sums in another order, so the last bits of a result change from run to run. With a table the same product always runs
+# the same way, on every machine of a kind. The price is that somebody must have made the table, from a sweep, for each
+# kind.
 #
 # ## CUDA C++: naive
 #
@@ -530,8 +541,8 @@ show(
 # %% [markdown]
 # ## Shared, and register: tiles twice
 #
-# **shared** takes tiles of 32 x 32 of both operands into shared memory, read along whichever dimension is contiguous. Each
-# thread still computes one element, so for each multiply-and-add it fetches two floats. **Prediction:** under 2%.
+# **shared** takes tiles of 32 x 32 of both operands into shared memory, read along whichever dimension is contiguous.
+# Each thread still computes one element, so for each multiply-and-add it fetches two floats. **Prediction:** under 2%.
 
 # %% tags=["remove-input"]
 show(cuda_code(SOURCE, "  A sum = 0;", "  int64 row = first_row + threadIdx.x / 32"))
@@ -545,9 +556,9 @@ show(
 )
 
 # %% [markdown]
-# So the argument of the tile applies once more, between shared memory and registers. **register** gives each thread 8 x 8
-# elements: for 16 floats from shared memory it does 64 multiply-and-adds. And the next tile is on its way, 16 bytes at a
-# time, into registers. **Prediction:** 5 to 7%: near what the lanes can do at all.
+# So the argument of the tile applies once more, between shared memory and registers. **register** gives each thread 8 x
+# 8 elements: for 16 floats from shared memory it does 64 multiply-and-adds. And the next tile is on its way, 16 bytes
+# at a time, into registers. **Prediction:** 5 to 7%: near what the lanes can do at all.
 
 # %% tags=["remove-input"]
 show(cuda_code(SOURCE, "  for (int64 start = 0; start < k; start += DEPTH) {", "#pragma unroll"))
@@ -563,11 +574,12 @@ show(
 # %% [markdown]
 # ## mma: tensor cores by the warp
 #
-# A tile of 128 x 256, eight warps with 64 x 64 of it each, and a ring of three places that `cp.async` fills. The operands go
-# from shared memory to registers by `ldmatrix`: a warp reads four matrices of 8 x 8 at once, each of its eight rows 16 bytes.
-# **What about banks?** A row of the tile is 64 elements of $k$, 128 bytes, all 32 banks. The eight rows of a matrix are
-# therefore in the same four banks. One word more in each row, as in the transpose, would break the alignment that 16-byte
-# copies need. So the chunks of 16 bytes change places within their row: chunk $i$ of row $r$ lies at $i$ xor $r$.
+# A tile of 128 x 256, eight warps with 64 x 64 of it each, and a ring of three places that `cp.async` fills. The
+# operands go from shared memory to registers by `ldmatrix`: a warp reads four matrices of 8 x 8 at once, each of its
+# eight rows 16 bytes. **What about banks?** A row of the tile is 64 elements of $k$, 128 bytes, all 32 banks. The eight
+# rows of a matrix are therefore in the same four banks. One word more in each row, as in the transpose, would break the
+# alignment that 16-byte copies need. So the chunks of 16 bytes change places within their row: chunk $i$ of row $r$
+# lies at $i$ xor $r$.
 
 # %% tags=["remove-input"]
 show(cuda_code(SOURCE, "__device__ inline unsigned place_in_panel", "// Where the chunk"))
@@ -585,17 +597,17 @@ layouts = {"plain": plain, "swizzled": swizzled}
 show(multiprocessor.panel_drawn(layouts, wanted=2))
 
 # %% [markdown]
-# The numbers are chunks of $k$, the columns groups of four banks; in colour, what `ldmatrix` reads together. It works for
-# every chunk, costs one instruction, and writing a whole row stays in different banks as well. TMA and `wgmma` know this
-# *swizzle* as one of their modes. **Prediction:** 50 to 60% of cuBLAS's speed.
+# The numbers are chunks of $k$, the columns groups of four banks; in colour, what `ldmatrix` reads together. It works
+# for every chunk, costs one instruction, and writing a whole row stays in different banks as well. TMA and `wgmma` know
+# this *swizzle* as one of their modes. **Prediction:** 50 to 60% of cuBLAS's speed.
 
 # %% tags=["remove-input"]
 show(cuda_code(SOURCE, "  for (int step = 0; step < steps; ++step) {", "  wait_copies<0>();"))
 
 # %% [markdown]
-# Two things stand against it. On Hopper `mma.sync` reaches only some three fifths of the tensor cores' peak even alone (Luo
-# et al. 2024). And the operands pass through registers, so each warp reads all rows and columns of its own part. A count of
-# cycles, for one step of 64 along $k$ of a tile:
+# Two things stand against it. On Hopper `mma.sync` reaches only some three fifths of the tensor cores' peak even alone
+# (Luo et al. 2024). And the operands pass through registers, so each warp reads all rows and columns of its own part. A
+# count of cycles, for one step of 64 along $k$ of a tile:
 
 # %%
 def cycles(block_m, block_n, readers, part_m, part_n, depth=64):
@@ -628,16 +640,18 @@ show(
 # %% [markdown]
 # ## wgmma: tensor cores that read shared memory
 #
-# Hopper's `wgmma` takes both operands from shared memory, for four warps at once, and runs on while these do something else.
-# Now the sums are all that registers hold, and the table above says that a tile of 128 x 256 is the least that keeps shared
-# memory in step. One warpgroup gives its registers to the others (`setmaxnreg`), and of it a single thread asks TMA for tiles:
+# Hopper's `wgmma` takes both operands from shared memory, for four warps at once, and runs on while these do something
+# else. Now the sums are all that registers hold, and the table above says that a tile of 128 x 256 is the least that
+# keeps shared memory in step. One warpgroup gives its registers to the others (`setmaxnreg`), and of it a single thread
+# asks TMA for tiles:
 
 # %% tags=["remove-input"]
 show(cuda_code(SOURCE, "        for (int64 start = first; start < last; start += PANEL, at.advance()) {", "  } else {"))
 
 # %% [markdown]
-# Each place of the ring has two barriers in shared memory. TMA counts bytes into `full`; who multiplies waits for it, and
-# arrives at `empty` when done. Two blocks form a *cluster* and work on tiles below each other, so they need the same part of
+# Each place of the ring has two barriers in shared memory. TMA counts bytes into `full`; who multiplies waits for it,
+# and arrives at `empty` when done. Two blocks form a *cluster* and work on tiles below each other, so they need the
+# same part of
 # $b$: each fetches half and TMA delivers it to both (`load_panel_for_all`). For L2 that makes a tile of 256 x 256. And this is
 # what the other two warpgroups do:
 
@@ -645,9 +659,9 @@ show(cuda_code(SOURCE, "        for (int64 start = first; start < last; start +=
 show(cuda_code(SOURCE, "      for (int64 start = first; start < last; start += PANEL, at.advance()) {", "      wait_products<0>();"))
 
 # %% [markdown]
-# A step's four products are begun; then those of the step before are waited for, and their place in the ring given back. So
-# the tensor cores always have the next step in their queue. Blocks stay, as in Triton; $c$ leaves through shared memory by
-# TMA, while the next tile begins. **Prediction:** 90 to 97% of cuBLAS's speed.
+# A step's four products are begun; then those of the step before are waited for, and their place in the ring given
+# back. So the tensor cores always have the next step in their queue. Blocks stay, as in Triton; $c$ leaves through
+# shared memory by TMA, while the next tile begins. **Prediction:** 90 to 97% of cuBLAS's speed.
 
 # %% tags=["remove-input"]
 assert speed("cuda:wgmma") > 90
@@ -661,12 +675,12 @@ show(
 # ## Backward
 #
 # $\mathrm{d}x$ and $\mathrm{d}w$ are the same kernels with other strides. For tensor cores a transposed operand is no matter:
-# `ldmatrix` transposes as it reads, `wgmma` is told by a bit, and TMA fetches panels the way they lie. Only $\mathrm{d}b$, a
-# sum down the columns of $\mathrm{d}y$, is a kernel of its own, and memory-bound: slabs of rows first, then the slabs' sums, in
-# the same order in every run, as for the weight of RMSNorm.
+# `ldmatrix` transposes as it reads, `wgmma` is told by a bit, and TMA fetches panels the way they lie. Only
+# $\mathrm{d}b$, a sum down the columns of $\mathrm{d}y$, is a kernel of its own, and memory-bound: slabs of rows first,
+# then the slabs' sums, in the same order in every run, as for the weight of RMSNorm.
 
 # %% tags=["remove-input"]
-show(code(triton_linear._rung), code(triton_linear._linear_column_sums))
+show(code(triton_linear._rung))
 
 # %% [markdown]
 # **Prediction:** 85 to 95% of cuBLAS's speed for $\mathrm{d}x$ and for $\mathrm{d}w$, with `wgmma`.
@@ -676,15 +690,16 @@ backward = linear.cost(QUERY, torch.bfloat16, "backward")
 bias_us = 2 * QUERY[0] * QUERY[1] / record.ceilings.copy_gbps / 1e3
 show(
     f"**Outcome,** for both together and db: {outcome('cuda:wgmma', 'backward', (85, 95))}. Reading dy once more for db takes {bias_us:.0f} us at "
-    f"the ceiling, {100 * bias_us / us('cuda:wgmma', 'backward'):.0f}% of the whole. All rungs:",
-    ladder_table(record, "linear", "backward", QUERY),
+    f"the ceiling, {100 * bias_us / us('cuda:wgmma', 'backward'):.0f}% of the whole.",
+    Folded(f"All rungs, backward at {shape_text(QUERY)}", (ladder_table(record, "linear", "backward", QUERY),)),
 )
 
 # %% [markdown]
 # ## One token, or sixteen: decoding
 #
-# While text is generated, $m$ is the number of texts: 1 to 64, say. The weight is read for them all the same. **Prediction:**
-# memory-bound; from 1 row to 64 the time hardly changes, and everybody who reads the weight well is equally fast.
+# While text is generated, $m$ is the number of texts: 1 to 64, say. The weight is read for them all the same.
+# **Prediction:** memory-bound; from 1 row to 64 the time hardly changes, and everybody who reads the weight well is
+# equally fast.
 
 # %% tags=["remove-input"]
 PEERS = [CUBLAS, "triton:pipelined", "triton:split_k", "cuda:mma", "cuda:wgmma"]
@@ -704,10 +719,11 @@ show(
 )
 
 # %% [markdown]
-# **Why does nobody reach the floor?** Partly because of how it is timed. Before each sample the course's timer overwrites a
-# large buffer, so that nothing of the operands is left in L2. That leaves L2 full of lines that have been written and are not
-# in memory yet. Reading the weight pushes them out, and so the call pays for writes that are not its own. In a model it is
-# the same, though less: the operator before has written something too. How much can it be? At most an L2 full, 50 MB:
+# **Why does nobody reach the floor?** Partly because of how it is timed. Before each sample the course's timer
+# overwrites a large buffer, so that nothing of the operands is left in L2. That leaves L2 full of lines that have been
+# written and are not in memory yet. Reading the weight pushes them out, and so the call pays for writes that are not
+# its own. In a model it is the same, though less: the operator before has written something too. How much can it be? At
+# most an L2 full, 50 MB:
 
 # %% tags=["remove-input"]
 L2 = 50 * 2**20  # bytes (NVIDIA's datasheet)
@@ -723,10 +739,10 @@ show(Table(["us", "floor", "and an L2 full of writes", "the fastest of all"], ro
 #
 # ### Split k
 #
-# With few rows there is a second difficulty. A tile of $c$ is as tall as there are rows, so there are only as many tiles as
-# the weight's rows make. **Are they enough for 132 multiprocessors?** Where they are not, the sum over $k$ is split: several
-# programs sum a part of it each, and a second kernel adds the parts up, in order. What the launchers would do for the layers
-# of a decode step of 16 texts:
+# With few rows there is a second difficulty. A tile of $c$ is as tall as there are rows, so there are only as many
+# tiles as the weight's rows make. **Are they enough for 132 multiprocessors?** Where they are not, the sum over $k$ is
+# split: several programs sum a part of it each, and a second kernel adds the parts up, in order. What the launchers
+# would do for the layers of a decode step of 16 texts:
 
 # %%
 def splits(m, n, k):
@@ -749,12 +765,13 @@ show(Table(["layer", "Triton: tiles", "parts of k", "CUDA: tiles", "parts of k"]
 
 # %% tags=["remove-input"]
 assert splits(*DECODE[1])[1] == splits(*DECODE[1])[3] == 1 and splits(16, 4096, 14336)[1] > 1
-show(code(triton_linear._split, triton_linear._linear_split))
+show(code(triton_linear._split))
 
 # %% [markdown]
-# The up projection has tiles enough, and there split_k does what pipelined does; the projections with 4096 outputs or fewer
-# need it. The parts cost little: partial sums of 16 rows, in float32, are nothing beside the weight. Adding them up by atomics
-# would save the second kernel, and would make the last bits of the result depend on who comes first.
+# The up projection has tiles enough, and there split_k does what pipelined does; the projections with 4096 outputs or
+# fewer need it. (Its kernel is `_linear_tiled` with a second program index, for the part.) The parts cost little:
+# partial sums of 16 rows, in float32, are nothing beside the weight. Adding them up by atomics would save the second
+# kernel, and would make the last bits of the result depend on who comes first.
 #
 # ## The roofline
 
@@ -788,9 +805,9 @@ show(
 # %% [markdown]
 # ## What remains of the gain in the model
 #
-# Here there is hardly a gain to look for: PyTorch's own kernel is as good as any of these. The question is the other way
-# round: **what does a model lose whose every product runs on kernels that you can read?** Time of PyTorch's operators over time with
-# ours for `linear` alone; above 1 the model is faster.
+# Here there is hardly a gain to look for: PyTorch's own kernel is as good as any of these. The question is the other
+# way round: **what does a model lose whose every product runs on kernels that you can read?** Time of PyTorch's
+# operators over time with ours for `linear` alone; above 1 the model is faster.
 
 # %% tags=["remove-input"]
 MODEL = "llama3-8b-4-layers"
@@ -811,8 +828,8 @@ show(
 )
 
 # %% [markdown]
-# What it does buy is that the kernel is yours. The next chapters put work into its epilogue, where `+ bias` is now, and that
-# cuBLAS does not offer.
+# What it does buy is that the kernel is yours. The next chapters put work into its epilogue, where `+ bias` is now, and
+# that cuBLAS does not offer.
 #
 # ## On your machine
 #
@@ -823,7 +840,8 @@ choices = ("triton:*", "cuda:register", "cuda:mma", "cuda:wgmma")  # without the
 measure_here(record, "linear", "forward", QUERY, choices)
 
 # %% [markdown]
-# And this one checks, on whatever is here, that every Triton rung computes the same as PyTorch, where nothing divides anything:
+# And this one checks, on whatever is here, that every Triton rung computes the same as PyTorch, where nothing divides
+# anything:
 
 # %%
 inputs = linear.make_inputs((33, 70, 45), torch.float32)
@@ -854,6 +872,7 @@ for rung in rungs_of("linear", "triton"):
 #
 # ## References
 #
-# NVIDIA's CUTLASS for tiles at every level, rings and warps that only load; Tillet, Kung and Cox 2019 for Triton and its
-# grouped order; Luo et al. 2024 for what Hopper's tensor cores reach; Osama et al. 2023 for splitting k evenly; Volkov 2010 for low occupancy; Williams,
-# Waterman and Patterson 2009 for the roofline. All are on the [references page](../references.md).
+# NVIDIA's CUTLASS for tiles at every level, rings and warps that only load; Tillet, Kung and Cox 2019 for Triton and
+# its grouped order; Luo et al. 2024 for what Hopper's tensor cores reach; Osama et al. 2023 for splitting k evenly;
+# Volkov 2010 for low occupancy; Williams, Waterman and Patterson 2009 for the roofline. All are on the [references
+# page](../references.md).
