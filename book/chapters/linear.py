@@ -263,7 +263,8 @@ show(
 # ## A tile
 #
 # One element of $c$ needs a row of $a$ and a column of $b$: two numbers for a multiplication and an addition. If a
-# program computes a *tile* of $c$ instead, each number that it fetches meets a whole row or column of the tile.
+# program computes a [*tile*](../glossary.md#tile) of $c$ instead, each number that it fetches meets a whole row or
+# column of the tile.
 
 # %% tags=["remove-input"]
 show(tiles.tile_drawn(2048, 4096, 2048, 128, 256, 64))
@@ -315,8 +316,8 @@ show(code(triton_linear._linear_sum, triton_linear._linear_tiled))
 
 # %% [markdown]
 # The sums take 128 registers of each thread. With so large a tile and eight warps Triton takes Hopper's own
-# instruction, `wgmma`: four warps, a *warpgroup*, start a product of 64 x 16 by 16 x 256 whose operands lie in shared
-# memory.
+# instruction, `wgmma`: four warps, a [*warpgroup*](../glossary.md#warpgroup), start a product of 64 x 16 by 16 x 256
+# whose operands lie in shared memory.
 
 # %% tags=["remove-input"]
 assert speed("triton:tiled") < 60
@@ -439,7 +440,7 @@ show(code(triton_linear._linear_persistent))
 assert speed("triton:persistent") > 90
 show(
     f"**Outcome:** {outcome('triton:persistent')}; backward {speed('triton:persistent', 'backward'):.0f}%. Forward and backward agree now, as they "
-    "should if addresses were what was in the way. What a tile loses at its beginning and its end, which would have brought it into the box, the flattened loop hides."
+    "should if addresses were what was in the way. What a tile would lose at its beginning, waiting for its first loads, the flattened loop hides. That may be what the prediction had left room for."
 )
 
 # %% tags=["remove-input"]
@@ -486,7 +487,7 @@ assert speed("triton:specialized") < speed("triton:persistent")
 show(
     f"**Outcome:** {speed('triton:specialized'):.0f}%, backward {speed('triton:specialized', 'backward'):.0f}%: below the "
     f"{speed('triton:persistent'):.0f}% and {speed('triton:persistent', 'backward'):.0f}% without. With TMA the loads are a few instructions of one "
-    "thread, so there was little left to take off the other warps, and while the warps that multiply write c, nobody multiplies. "
+    "thread, so there was little left to take off the other warps; and one place of the ring is gone. We have not looked further. "
     "**split_k**, the last rung, is this same kernel here; it changes something where c is small, and comes below."
 )
 
@@ -599,7 +600,7 @@ show(multiprocessor.panel_drawn(layouts, wanted=2))
 # %% [markdown]
 # The numbers are chunks of $k$, the columns groups of four banks; in colour, what `ldmatrix` reads together. It works
 # for every chunk, costs one instruction, and writing a whole row stays in different banks as well. TMA and `wgmma` know
-# this *swizzle* as one of their modes. **Prediction:** 50 to 60% of cuBLAS's speed.
+# this [*swizzle*](../glossary.md#swizzle) as one of their modes. **Prediction:** 50 to 60% of cuBLAS's speed.
 
 # %% tags=["remove-input"]
 show(cuda_code(SOURCE, "  for (int step = 0; step < steps; ++step) {", "  wait_copies<0>();"))
@@ -824,7 +825,7 @@ show(Table([MODEL, "torch us", *choices], rows))
 ratios = [timed[workload, compiled, "torch"] / took for (workload, compiled, choice), took in timed.items() if choice != "torch"]
 show(
     f"Between {min(ratios):.2f} and {max(ratios):.2f}. In prefill the products are nearly all of the time, so the model moves as its kernels do. In decoding "
-    "they read the weights, which PyTorch's do as well as ours, and eager, a launch is paid on the CPU for each of them."
+    "it is the weights that take the time, and whoever reads them pays the same for them; eager, a launch is paid on the CPU for each product besides."
 )
 
 # %% [markdown]
