@@ -703,7 +703,7 @@ show(
 # equally fast.
 
 # %% tags=["remove-input"]
-PEERS = [CUBLAS, "triton:pipelined", "triton:split_k", "cuda:mma", "cuda:wgmma"]
+PEERS = [CUBLAS, "triton:pipelined", "triton:split_k", "cuda:wgmma"]
 small = [shape for shape in dict.fromkeys(row.shape for row in record.select("linear", "forward")) if shape[0] <= 64]
 rows = []
 for shape in small:
@@ -785,7 +785,7 @@ show(roofline.plot(record, "linear", QUERY, "forward"))
 # Percent of the ceiling, everything measured in turns in one run, the best of each row in bold.
 
 # %%
-PEERS = [CUBLAS, "torch.compile", "triton:persistent", "triton:split_k", "cuda:wgmma"]
+PEERS = [CUBLAS, "torch.compile", "triton:split_k", "cuda:wgmma"]
 for direction in ("forward", "backward", "both"):
     show(table(record, "linear", direction, PEERS))
 
