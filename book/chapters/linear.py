@@ -32,6 +32,7 @@ import triton
 import triton.language as tl
 
 from lab.backends.cuda import linear as cuda_linear
+from lab.backends.dry_run import launches_of
 from lab.backends.hardware import ARCHITECTURES, default_device
 from lab.backends.registry import ladder as rungs_of
 from lab.backends.registry import operator
@@ -736,8 +737,22 @@ for shape in small:
 show(Table(["us", "floor", "and an L2 full of writes", "the fastest of all"], rows))
 
 # %% [markdown]
-# A product that only reads has a higher floor here than its bytes say, and all that are compared have the same.
-#
+# So a product that only reads has a higher floor here than its bytes say, the same for all that are compared. Unless it can
+# leave the others' lines where they are: a load may say that what it fetches should be the first to leave L2
+# (`evict_first`). The weight, of which each byte is used once, then makes way for itself. The `wgmma` rung does so where
+# $c$ is one tile high:
+
+# %% tags=["remove-input"]
+show(cuda_code(SOURCE, "// The same of a panel that is read only once.", "// The same into every block"))
+
+# %% tags=["remove-input"]
+hinted, plain_loads = (", ".join(f"{speed(label, shape=shape):.0f}%" for shape in DECODE) for label in ("cuda:wgmma", "cuda:mma"))
+show(
+    f"It has {hinted} of cuBLAS's speed at {', '.join(str(shape[0]) for shape in DECODE)} rows; mma, which has neither the hint nor TMA, {plain_loads}. "
+    "How much of that is the hint's, this record cannot tell: it has no wgmma without."
+)
+
+# %% [markdown]
 # ### Split k
 #
 # With few rows there is a second difficulty. A tile of $c$ is as tall as there are rows, so there are only as many
@@ -746,33 +761,38 @@ show(Table(["us", "floor", "and an L2 full of writes", "the fastest of all"], ro
 # would do for the layers of a decode step of 16 texts:
 
 # %%
-def splits(m, n, k):
-    """Tiles of c and parts of k, in Triton's split_k and in CUDA's wgmma."""
-    tile = triton_linear.plan(m, n, torch.bfloat16, H100)
-    depth = triton_linear._split(tile, m, n, k, H100)
-    plan = cuda_linear.plan_wgmma(m, n, k, H100)
-    count = cuda_linear._tiles(m, n, 64 * plan.consumers * plan.cluster, plan.block_n)
-    return tile.tiles(m, n), triton.cdiv(k, depth), count, triton.cdiv(k, plan.depth)
+def launched(shape):
+    """Programs and parts of k, in Triton and in CUDA, of what the best rung launches."""
+    of_triton, of_cuda = (
+        launches_of(rungs_of("linear", backend)[-1], shape, torch.bfloat16, "forward", H100)[0].grid
+        for backend in ("triton", "cuda")
+    )
+    parts = of_triton[1] if len(of_triton) > 1 else 1
+    depth = cuda_linear.plan_wgmma(*shape, H100).depth
+    return of_triton[0] * parts, parts, of_cuda[0], triton.cdiv(shape[2], depth)
 
 
 step = ModelWorkload("llama3-8b-4-layers", "model", None, "decode", 16, 2047, "bfloat16")
 calls = [call for call in step.calls if call.operator == "linear"]
-layers = {call.shape: call.module.rpartition(".")[2] for call in reversed(calls)}
-rows = [
-    [f"{name} {shape_text(shape)}", *map(str, splits(*shape))]
-    for shape, name in reversed(layers.items())
-]
-show(Table(["layer", "Triton: tiles", "parts of k", "CUDA: tiles", "parts of k"], rows))
+layers = {call.shape: call.module.rpartition(".")[2] for call in calls}
+rows = [[f"{name} {shape_text(shape)}", *map(str, launched(shape))] for shape, name in layers.items()]
+show(Table(["layer", "Triton: programs", "parts of k", "CUDA: blocks", "parts of k"], rows))
 
 # %% tags=["remove-input"]
-assert splits(*DECODE[1])[1] == splits(*DECODE[1])[3] == 1 and splits(16, 4096, 14336)[1] > 1
-show(code(triton_linear._split))
+FEW_DOWN = (16, 4096, 14336)
+assert launched(DECODE[1])[1] == launched(DECODE[1])[3] == 1 and launched(FEW_DOWN)[1] > 1
+show(
+    code(triton_linear._split),
+    f"**Outcome:** at {shape_text(FEW_DOWN)} {speed('triton:split_k', shape=FEW_DOWN):.0f}% of cuBLAS's speed for split_k, against "
+    f"{speed('triton:pipelined', shape=FEW_DOWN):.0f}% for pipelined and {speed('triton:persistent', shape=FEW_DOWN):.0f}% for persistent, which do not split; "
+    f"{speed('cuda:mma', shape=FEW_DOWN):.0f}% for mma, which does not either, and {speed('cuda:wgmma', shape=FEW_DOWN):.0f}% for wgmma, which does.",
+)
 
 # %% [markdown]
-# The up projection has tiles enough, and there split_k does what pipelined does; the projections with 4096 outputs or
-# fewer need it. (Its kernel is `_linear_tiled` with a second program index, for the part.) The parts cost little:
-# partial sums of 16 rows, in float32, are nothing beside the weight. Adding them up by atomics would save the second
-# kernel, and would make the last bits of the result depend on who comes first.
+# The up projection has tiles enough, and there split_k does what pipelined does; the layers with 4096 outputs or fewer need
+# it. (The kernel is that of tiled, with a second program index, for the part.) The parts cost little: partial sums of 16
+# rows, in float32, are nothing beside the weight. Adding them up by atomics would save the second kernel, and would make
+# the last bits of the result depend on who comes first.
 #
 # ## The roofline
 
@@ -786,19 +806,22 @@ show(roofline.plot(record, "linear", QUERY, "forward"))
 
 # %%
 PEERS = [CUBLAS, "torch.compile", "triton:split_k", "cuda:wgmma"]
-for direction in ("forward", "backward", "both"):
+for direction in record.directions("linear"):
     show(table(record, "linear", direction, PEERS))
 
 # %% tags=["remove-input"]
 OURS = ("triton:persistent", "triton:split_k", "cuda:wgmma")
 large = {(direction, shape): max(speed(label, direction, shape) for label in OURS) for direction in ("forward", "backward") for shape in (QUERY, UP, DOWN)}
 behind = [place for place, found in large.items() if found < 100]
-(worst, least), few = min(large.items(), key=lambda item: item[1]), {shape: max(speed(label, shape=shape) for label in OURS) for shape in DECODE}
+worst, least = min(large.items(), key=lambda item: item[1])
+by_hand, by_triton = (", ".join(f"{speed(label, shape=shape):.0f}%" for shape in (QUERY, UP, DOWN)) for label in ("cuda:wgmma", "triton:persistent"))
+few = ", ".join(f"{max(speed(label, shape=shape) for label in OURS):.0f}%" for shape in DECODE)
 show(
     "**Where it loses.**\n\n"
     f"- Of the {len(large)} large products above, forward and backward, cuBLAS is ahead of the best of ours in {len(behind)}, by the most at "
     f"{worst[0]} {shape_text(worst[1])}, where ours has {least:.0f}% of its speed. What it does better in the last few percent we do not know.\n"
-    f"- With few rows the best of ours has {', '.join(f'{found:.0f}% at {shape[0]}' for shape, found in few.items())} of its speed, and none of them is near the floor.\n"
+    f"- At {', '.join(map(shape_text, (QUERY, UP, DOWN)))} forward, `cuda:wgmma` has {by_hand} of cuBLAS's speed, `triton:persistent`, {by_triton}.\n"
+    f"- With few rows nobody is near the floor of the bytes: the best of ours, with {few} of cuBLAS's speed at {', '.join(str(shape[0]) for shape in DECODE)} rows, no more than cuBLAS.\n"
     "- Each call describes its matrices to TMA anew: `cuda:wgmma` on the CPU, Triton on the GPU. Where a product is short and the CPU is not ahead of the GPU, that may show.\n"
     "- `wgmma` is Hopper's alone. On Ampere and Ada the ladder ends at `mma`, on later GPUs too: Blackwell's own instructions are other ones."
 )
@@ -829,8 +852,8 @@ show(
 )
 
 # %% [markdown]
-# What it does buy is that the kernel is yours. The next chapters put work into its epilogue, where `+ bias` is now, and
-# that cuBLAS does not offer.
+# What it does buy is that the kernel is yours. The next chapters put work into its epilogue, where `+ bias` is now; of
+# such work cuBLAS offers a fixed list.
 #
 # ## On your machine
 #
