@@ -820,8 +820,8 @@ show(
     "**Where it loses.**\n\n"
     f"- Of the {len(large)} large products above, forward and backward, cuBLAS is ahead of the best of ours in {len(behind)}, by the most at "
     f"{worst[0]} {shape_text(worst[1])}, where ours has {least:.0f}% of its speed. What it does better in the last few percent we do not know.\n"
-    f"- At {', '.join(map(shape_text, (QUERY, UP, DOWN)))} forward, `cuda:wgmma` has {by_hand} of cuBLAS's speed, `triton:persistent`, {by_triton}.\n"
-    f"- With few rows nobody is near the floor of the bytes: the best of ours, with {few} of cuBLAS's speed at {', '.join(str(shape[0]) for shape in DECODE)} rows, no more than cuBLAS.\n"
+    f"- At {', '.join(map(shape_text, (QUERY, UP, DOWN)))} forward, `cuda:wgmma` has {by_hand} of cuBLAS's speed, and `triton:persistent` {by_triton}.\n"
+    f"- With few rows nobody is near the floor of the bytes: not cuBLAS, and not the best of ours, which has {few} of its speed at {', '.join(str(shape[0]) for shape in DECODE)} rows.\n"
     "- Each call describes its matrices to TMA anew: `cuda:wgmma` on the CPU, Triton on the GPU. Where a product is short and the CPU is not ahead of the GPU, that may show.\n"
     "- `wgmma` is Hopper's alone. On Ampere and Ada the ladder ends at `mma`, on later GPUs too: Blackwell's own instructions are other ones."
 )
