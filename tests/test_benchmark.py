@@ -816,6 +816,16 @@ def test_the_figure_of_times_says_what_was_measured(record):
             figures.times(record, "rmsnorm", "forward", (200, 64), [label])
 
 
+def test_the_figure_of_predictions_says_what_was_predicted_and_what_came(record):
+    task = "rmsnorm", "forward", (200, 64)
+    drawn = figures.predictions(slower(record, 0.8), *task, {"fake:right": (90, 97)})
+    assert "fake:right 125.0%, predicted 90 to 97" in drawn.alt and ">125</text>" in drawn.svg
+    assert "predicted" not in figures.predictions(slower(record, 0.8), *task, {}).alt
+    for label in ("fake:wrong", "nobody"):  # one without a time, one that is not there
+        with pytest.raises(ValueError, match=f"no time of {label} for rmsnorm forward 200x64"):
+            figures.predictions(record, *task, {label: (1, 2)})
+
+
 def test_figures_do_not_depend_on_the_readers_settings(record):
     import matplotlib
 

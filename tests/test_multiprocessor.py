@@ -114,6 +114,21 @@ def test_the_figure_draws_what_is_touched():
     assert drawn.svg == again.svg
 
 
+def plain(row, chunk):
+    return 128 * row + 16 * chunk
+
+
+def test_the_panel_drawn():
+    def swizzled(row, chunk):
+        return 128 * row + 16 * (chunk ^ row)
+
+    drawn = multiprocessor.panel_drawn({"plain": plain, "swizzled": swizzled}, 2)
+    assert "To read chunk 2 of every row takes: plain, 8 passes; swizzled, 1 pass" in drawn.alt
+    assert drawn.svg == multiprocessor.panel_drawn({"plain": plain, "swizzled": swizzled}, 2).svg
+    with pytest.raises(ValueError, match="folded does not put 64 chunks of 16 bytes into 1024 bytes"):
+        multiprocessor.panel_drawn({"folded": lambda row, chunk: plain(row, chunk % 4)}, 2)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("shared", [0, 1000, 20000])

@@ -13,7 +13,9 @@ from pathlib import Path
 import matplotlib
 from matplotlib import rc_context
 from matplotlib.figure import Figure as MplFigure
+from matplotlib.patches import Rectangle
 
+from lab.benchmark.experiments import speedup
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 from lab.benchmark.tables import labels, shape_text
@@ -141,6 +143,53 @@ def times(record: Record, operator: str, direction: str, shape: Sequence[int], c
         told = ", ".join(f"{label} {value:.0f}" for label, value in zip(columns, values, strict=True))
         what = f"{operator} {direction} at {shape_text(shape)} on {record.environment.gpu}"
         return figure(fig, f"{what}, microseconds, where the floor is {floor:.0f}: {told}")
+
+
+def predictions(
+    record: Record,
+    operator: str,
+    direction: str,
+    shape: Sequence[int],
+    predicted: Mapping[str, tuple[float, float]],
+) -> Figure:
+    """The speed of every rung of ours on one workload in percent of torch eager's, a bar each, and a box from the least
+    to the most that was predicted of it. predicted: percent by label; a rung that is not there has no box.
+
+    Raises ValueError for a label in `predicted`, or torch eager, that has no time in the record.
+    """
+    speeds = {
+        row.label: 100 * gain
+        for row in record.select(operator, direction, shape)
+        if (gain := speedup(record, row)) is not None and row.backend != PEER
+    }
+    if missing := sorted(set(predicted) - set(speeds)):
+        raise ValueError(f"the record has no time of {missing[0]} for {operator} {direction} {shape_text(shape)}")
+    rungs = [label for label in labels(record, operator, all_rungs=True) if label in speeds]
+    with style():
+        fig = MplFigure(figsize=(5.6, 0.9 + 0.4 * len(rungs)))
+        axes = fig.subplots()
+        values = [speeds[label] for label in rungs]
+        axes.barh(rungs, values, color=[COLOURS.get(label.partition(":")[0], OTHER) for label in rungs])
+        right, told = max(114, max(values) + 12), []
+        for index, (label, value) in enumerate(zip(rungs, values, strict=True)):
+            axes.text(
+                right, index, f"{value:.0f}" if value >= 10 else f"{value:.1f}", fontsize=12, ha="right", va="center"
+            )
+            told.append(f"{label} {value:.1f}%")
+            if label in predicted:
+                low, high = predicted[label]
+                axes.add_patch(
+                    Rectangle((low, index - 0.5), high - low, 1, fill=False, edgecolor="#767676", linewidth=2)
+                )
+                told[-1] += f", predicted {low:g} to {high:g}"
+        axes.invert_yaxis()
+        axes.axvline(100, color="#767676", linestyle="--", linewidth=1)
+        axes.set_xlim(0, right)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.set_xlabel("% of the speed of torch eager; box: predicted")
+        axes.tick_params(left=False)
+        what = f"{operator} {direction} at {shape_text(shape)} on {record.environment.gpu}"
+        return figure(fig, f"{what}, percent of the speed of torch eager: {'; '.join(told)}")
 
 
 def tokens_per_second(record: Record, workload: ModelWorkload) -> Figure:

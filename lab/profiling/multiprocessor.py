@@ -8,7 +8,7 @@ cuda_occupancy.h.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,41 @@ def bank_passes(addresses: Iterable[int], size: int) -> int:
     for address in addresses:
         words[address // BANK % BANKS].add(address // BANK)
     return max(map(len, words.values()), default=0)
+
+
+def panel_drawn(layouts: Mapping[str, Callable[[int, int], int]], wanted: int) -> Figure:
+    """Eight rows of 128 bytes in shared memory, a column for every four banks: in each place the number of the chunk of
+    16 bytes that lies there, and in colour chunk `wanted` of each row. layouts: of a row and a chunk, both 0 to 7, the
+    byte at which it lies.
+
+    Raises ValueError for chunks that overlap or leave the panel.
+    """
+    with style():
+        fig = MplFigure(figsize=(5.6, 3.1))
+        told = []
+        for axes, (name, layout) in zip(fig.subplots(1, len(layouts), squeeze=False)[0], layouts.items(), strict=True):
+            places = {layout(row, chunk): (row, chunk) for row in range(8) for chunk in range(8)}
+            if set(places) != set(range(0, 1024, 16)):
+                raise ValueError(f"{name} does not put 64 chunks of 16 bytes into 1024 bytes")
+            passes = bank_passes([layout(row, wanted) + word for row in range(8) for word in range(0, 16, BANK)], BANK)
+            text = f"{passes} pass{'' if passes == 1 else 'es'}"
+            axes.set_axis_off()
+            axes.set_title(f"{name}: {text}")
+            for place, (_, chunk) in places.items():
+                x, y = place % 128 // 16, place // 128
+                if chunk == wanted:
+                    axes.add_patch(Rectangle((x, y), 1, 1, color=COLOURS["triton"], alpha=0.55, linewidth=0))
+                axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="#767676", linewidth=0.7))
+                axes.text(x + 0.5, y + 0.5, f"{chunk}", fontsize=12, ha="center", va="center")
+            axes.set_xlim(-0.05, 8.05)
+            axes.set_ylim(8.05, -0.05)
+            axes.set_aspect("equal")
+            told.append(f"{name}, {text}")
+        alt = (
+            "Chunks of 16 bytes of eight rows in shared memory, four banks to a column. To read chunk "
+            f"{wanted} of every row takes: {'; '.join(told)}"
+        )
+        return figure(fig, alt)
 
 
 @dataclass(frozen=True)

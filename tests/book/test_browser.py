@@ -32,6 +32,7 @@ PHRASES = {
     "inference": "two questions to one model",
     "execution": "compared to the letter",
     "gpu": "the plain tile meets two banks",
+    "linear": "tensor cores that read shared memory",
     "llm": "why is the norm first",
     "results": "every published record",
     "rmsnorm": "bulk copy engine",
