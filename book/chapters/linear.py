@@ -47,7 +47,7 @@ from lab.notebook import Folded, Published, code, cuda_code, measure_here, show
 from lab.profiling import multiprocessor, resources, roofline, tiles
 
 GPU = "NVIDIA H100 80GB HBM3"
-record, inside = records.published("linear", GPU), records.published("replace_linear", GPU)
+record = records.published("linear", GPU)
 published, H100 = Published(record), ARCHITECTURES["sm_90"]
 device = default_device()
 linear = operator("linear")
@@ -827,34 +827,6 @@ show(
 )
 
 # %% [markdown]
-# ## What remains of the gain in the model
-#
-# Here there is hardly a gain to look for: PyTorch's own kernel is as good as any of these. The question is the other
-# way round: **what does a model lose whose every product runs on kernels that you can read?** Time of PyTorch's
-# operators over time with ours for `linear` alone; above 1 the model is faster.
-
-# %% tags=["remove-input"]
-MODEL = "llama3-8b-4-layers"
-timed = {(row.workload, row.compiled, row.backend): row.timing.median_us for row in inside.models if row.timing and row.workload.model == MODEL and row.workload.level == "model"}
-choices = [backend for backend in dict.fromkeys(backend for *_, backend in timed) if backend != "torch"]
-rows = []
-for workload, compiled in dict.fromkeys(key[:2] for key in timed):
-    baseline = timed[workload, compiled, "torch"]
-    gains = [f"{baseline / timed[workload, compiled, choice]:.2f}" if (workload, compiled, choice) in timed else "-" for choice in choices]
-    rows.append([f"{workload.phase}, {'compiled' if compiled else 'eager'}", f"{baseline:.0f}", *gains])
-show(Table([MODEL, "torch us", *choices], rows))
-
-# %% tags=["remove-input"]
-ratios = [timed[workload, compiled, "torch"] / took for (workload, compiled, choice), took in timed.items() if choice != "torch"]
-show(
-    f"Between {min(ratios):.2f} and {max(ratios):.2f}. In prefill the products are nearly all of the time, so the model moves as its kernels do. In decoding "
-    "it is the weights that take the time, and whoever reads them pays the same for them; eager, a launch is paid on the CPU for each product besides."
-)
-
-# %% [markdown]
-# What it does buy is that the kernel is yours. The next chapters put work into its epilogue, where `+ bias` is now; of
-# such work cuBLAS offers a fixed list.
-#
 # ## On your machine
 #
 # This cell measures. With a GPU it times the kernels on it; without one it shows the published row.
