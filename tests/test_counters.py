@@ -180,7 +180,10 @@ def ncu(tmp_path, monkeypatch):
     return tmp_path
 
 
-TINY_DECODE = "profile --model tiny --phase decode --batch 2 --tokens 9 --dtype float32 --ncu --backend".split()
+TINY_DECODE = [
+    "profile", "--model", "tiny", "--phase", "decode", "--batch", "2", "--tokens", "9", "--dtype", "float32", "--ncu",
+    "--backend",
+]  # fmt: skip
 DECODE = [*TINY_DECODE, "torch"]
 
 
