@@ -33,6 +33,7 @@ PHRASES = {
     "execution": "compared to the letter",
     "gpu": "the plain tile meets two banks",
     "llm": "why is the norm first",
+    "profiling": "two clocks on one step",
     "results": "every published record",
     "rmsnorm": "bulk copy engine",
     "roofline": "both axes logarithmic",
