@@ -2,12 +2,12 @@
 # # Where the time goes
 #
 # **What you will see.** Two clocks on one step of a model, and what lies between them. You count what a step launches,
-# predict its time from that count, and hold the prediction against an H100; you profile a small model here, read what the
-# trace says and whose each microsecond is, and open the same run in NVIDIA's own profilers. At the end a compiled model
-# turns out to be slower on the GPU than the one that nobody compiled, and you find out why.
+# predict its time from that count, and hold the prediction against an H100; you profile a small model here, read what
+# the trace says and whose each microsecond is, and open the same run in NVIDIA's own profilers. At the end a compiled
+# model turns out to be slower on the GPU than the one that nobody compiled, and you find out why.
 #
-# **What you need.** *The roofline*, *An LLM in three hundred lines*, and the first half of *Inference*. No GPU: its times
-# are the published ones. **Reading time:** about 25 minutes, exercises apart.
+# **What you need.** *The roofline*, *An LLM in three hundred lines*, and the first half of *Inference*. No GPU: its
+# times are the published ones. **Reading time:** about 25 minutes, exercises apart.
 
 # %% tags=["hide-input"]
 # In Colab this gets the course and keeps Colab's own torch; elsewhere it does nothing.
@@ -87,15 +87,15 @@ with style():
     show(figure(fig, f"Milliseconds a step in PyTorch's eager mode on {record.environment.gpu}, by the host's clock and on the GPU alone: {told}."))
 
 # %% [markdown]
-# One forward pass in PyTorch's eager mode, in bfloat16, on one H100: what its caller waits for, and what the GPU needs if
-# it never has to wait.
+# One forward pass in PyTorch's eager mode, in bfloat16, on one H100: what its caller waits for, and what the GPU needs
+# if it never has to wait.
 #
 # ## Two clocks
 #
 # When Python calls a kernel, nothing has been computed by the time the call returns. The CPU has put a
 # [launch](../glossary.md#launch) into a queue; the GPU takes from it in its own time. So a step has two durations. The
-# *host's clock* runs from before the first call until the GPU has done all of it: this is what a user waits for. The *GPU
-# alone* is the same kernels with nothing in between, and to see that they are recorded as a [CUDA
+# *host's clock* runs from before the first call until the GPU has done all of it: this is what a user waits for. The
+# *GPU alone* is the same kernels with nothing in between, and to see that they are recorded as a [CUDA
 # graph](../glossary.md#cuda-graph), which the CPU submits as one. Which of the two decides?
 #
 # A prefill of a long prompt and a decode step of a few texts run the same code, the same calls in the same order. What
@@ -132,13 +132,13 @@ show(
 )
 
 # %% [markdown]
-# This is what the first measurement of any model should be: the same step by both clocks. Where they agree, look at kernels.
-# Where they do not, no kernel that you could write will help.
+# This is what the first measurement of any model should be: the same step by both clocks. Where they agree, look at
+# kernels. Where they do not, no kernel that you could write will help.
 #
 # ## What a step launches
 #
-# How much does the CPU have to do? Count the operations that PyTorch dispatches, views left out: nearly every one of them
-# is a launch. This can be done on any machine, with a small model, because the number does not depend on a size.
+# How much does the CPU have to do? Count the operations that PyTorch dispatches, views left out: nearly every one of
+# them is a launch. This can be done on any machine, with a small model, because the number does not depend on a size.
 
 # %%
 class Operations(TorchDispatchMode):
@@ -170,13 +170,13 @@ price = times(decode)[0] / counts[decode]
 print(f"{counts[decode]} operations in a decode step of {SMALL}: {price:.1f} us of the CPU's time for each")
 
 # %% [markdown]
-# Some of that price is the launch itself, a few microseconds; most is Python, the registry and PyTorch's dispatcher on the
-# way there, and so it depends on the CPU of the machine more than on its GPU.
+# Some of that price is the launch itself, a few microseconds; most is Python, the registry and PyTorch's dispatcher on
+# the way there, and so it depends on the CPU of the machine more than on its GPU.
 #
 # ## Launch-bound, GPU-bound
 #
-# Now take the simplest model of a step: the CPU launches one operation after another, each at that price; the GPU runs them
-# in order, each as soon as it has been launched and the one before is done.
+# Now take the simplest model of a step: the CPU launches one operation after another, each at that price; the GPU runs
+# them in order, each as soon as it has been launched and the one before is done.
 
 # %%
 def timeline(count, launch_us, kernel_us):
@@ -209,8 +209,9 @@ with style():
     show(figure(fig, f"The first eight operations on the CPU and on the GPU, all at their average, in microseconds: {told}."))
 
 # %% [markdown]
-# Above, the GPU is done with each kernel long before the next one is launched: this is [launch-bound](../glossary.md#launch-bound). Below, launches run
-# ahead and wait in the queue, and the CPU does not matter: *GPU-bound*. With many operations the step takes
+# Above, the GPU is done with each kernel long before the next one is launched: this is
+# [launch-bound](../glossary.md#launch-bound). Below, launches run ahead and wait in the queue, and the CPU does not
+# matter: *GPU-bound*. With many operations the step takes
 #
 # $$T \approx \max(\text{operations} \cdot \text{price of a launch},\ \text{the GPU alone}).$$
 #
@@ -238,32 +239,33 @@ show(
 )
 
 # %% [markdown]
-# Where it is off, it predicts too little, and that has two reasons. A pass that waits for launches in one half and for kernels in
-# the other takes longer than the longer of the two sums; this is the place where both sums are alike. And a price is an average:
-# what writes into a cache, or prepares attention, takes more of the CPU's time than a product does. The formula says what a step is
-# bound by; how long it takes to the microsecond it does not say.
+# Where it is off, it predicts too little, and that has two reasons. A pass that waits for launches in one half and for
+# kernels in the other takes longer than the longer of the two sums; this is the place where both sums are alike. And a
+# price is an average: what writes into a cache, or prepares attention, takes more of the CPU's time than a product
+# does. The formula says what a step is bound by; how long it takes to the microsecond it does not say.
 #
 # <details><summary>Question: torch.compile makes the launch-bound steps faster. Through better kernels?</summary>
 #
-# Hardly. It fuses small operations, so there are fewer to launch, and it launches them from code that it has generated, at
-# a lower price. CUDA graphs go further and launch the step as one; `mode="reduce-overhead"` asks for both.
+# Hardly. It fuses small operations, so there are fewer to launch, and it launches them from code that it has generated,
+# at a lower price. CUDA graphs go further and launch the step as one; `mode="reduce-overhead"` asks for both.
 #
 # </details>
 #
 # ## A profiler
 #
-# Two clocks say that time is lost, not where. `torch.profiler` notes when each operation began and ended on the CPU, and on
-# a GPU the same for each kernel, with the operation that launched it. Operations have names such as `aten::mm`, and a model
-# has hundreds of these. What one wants to know is *which* product it was. So the lab opens a range around every module and
-# every operator that the registry runs:
+# Two clocks say that time is lost, not where. `torch.profiler` notes when each operation began and ended on the CPU,
+# and on a GPU the same for each kernel, with the operation that launched it. Operations have names such as `aten::mm`,
+# and a model has hundreds of these. What one wants to know is *which* product it was. So the lab opens a range around
+# every module and every operator that the registry runs:
 
 # %% tags=["remove-input"]
 show(code(profiler.named_ranges, profiler._range))
 
 # %% [markdown]
-# The same name goes to two listeners: to torch.profiler, and as an [NVTX range](../glossary.md#nvtx-range) to NVIDIA's tools, which know nothing of
-# PyTorch. With that, a kernel's time belongs to the innermost operator that it was launched in, and the rest is said to be
-# outside. Here is a decode step of a tiny model, profiled on the machine that runs this page:
+# The same name goes to two listeners: to torch.profiler, and as an [NVTX range](../glossary.md#nvtx-range) to NVIDIA's
+# tools, which know nothing of PyTorch. With that, a kernel's time belongs to the innermost operator that it was
+# launched in, and the rest is said to be outside. Here is a decode step of a tiny model, profiled on the machine that
+# runs this page:
 
 # %% tags=["nbval-ignore-output"]
 torch.manual_seed(0)
@@ -287,9 +289,9 @@ rows = [[row.operator, f"{row.calls:.0f}", f"{row.us:.0f}", f"{100 * row.share:.
 show(Table([f"on {'the GPU' if found.device == 'cuda' else 'the CPU'}", "calls", "us a step", "%"], rows))
 
 # %% [markdown]
-# Times differ from run to run and from machine to machine, so the table above is one of the few on these pages that nobody
-# compares. What does not differ is the number of calls, and that is the first thing to check in any profile. Is it the one
-# that the model's shape asks for?
+# Times differ from run to run and from machine to machine, so the table above is one of the few on these pages that
+# nobody compares. What does not differ is the number of calls, and that is the first thing to check in any profile. Is
+# it the one that the model's shape asks for?
 
 # %%
 expected = {}
@@ -299,8 +301,8 @@ assert {row.operator: row.calls for row in found.rows if row.backend} == expecte
 show(Table(["operator", "calls in a step"], [[operator, f"{calls}"] for operator, calls in sorted(expected.items())]))
 
 # %% [markdown]
-# In a terminal this is `lab profile`, for any shape, phase, and choice of backends; `--trace` writes the trace of the same
-# steps.
+# In a terminal this is `lab profile`, for any shape, phase, and choice of backends; `--trace` writes the trace of the
+# same steps.
 #
 # ```sh
 # lab profile --model llama3.2-1b --phase decode --batch 8 --tokens 2047
@@ -309,9 +311,10 @@ show(Table(["operator", "calls in a step"], [[operator, f"{calls}"] for operator
 #
 # ## Reading a trace
 #
-# A [trace](../glossary.md#trace) is a list of ranges with a start and an end, and the viewer (https://ui.perfetto.dev, or `chrome://tracing`) draws
-# what lies inside of another range below it. One row is a CPU thread, with modules, operators and operations nested; on a
-# GPU machine another one is a stream, with kernels. Without the times, this is one thread's view of an MLP:
+# A [trace](../glossary.md#trace) is a list of ranges with a start and an end, and the viewer (https://ui.perfetto.dev,
+# or `chrome://tracing`) draws what lies inside of another range below it. One row is a CPU thread, with modules,
+# operators and operations nested; on a GPU machine another one is a stream, with kernels. Without the times, this is
+# one thread's view of an MLP:
 
 # %%
 NO_WORK = {"aten::t", "aten::transpose", "aten::view", "aten::reshape", "aten::_unsafe_view", "aten::resolve_conj"}
@@ -336,13 +339,14 @@ outline(next(event for event in trace.events() if event.name == "module: layers.
 #    before it looks.
 # 2. **Is the GPU's row full or full of holes?** Full: GPU-bound, go on to 4.
 # 3. **What is the CPU doing during a hole?** If it launches: too many operations, or too dear. If it stands in
-#    `cudaStreamSynchronize`, or a copy to the host: somebody has asked for a value. (`.item()`, `print`, an `if` on a tensor.)
+#    `cudaStreamSynchronize`, or a copy to the host: somebody has asked for a value. (`.item()`, `print`, an `if` on a
+#    tensor.)
 # 4. **Which operator has most of the time?** Sum all its kernels: many short ones hide behind one long one.
 # 5. **How much of that time must it take?** Hold it against its floor. What takes the most time need not have the most
 #    to give.
 #
-# The last one is the question that profilers do not ask. Here it is for a block of the 8B shape in a decode step, on the
-# GPU alone:
+# The last one is the question that profilers do not ask. Here it is for a block of the 8B shape in a decode step, on
+# the GPU alone:
 
 # %%
 def shares(phase):
@@ -370,11 +374,12 @@ show(
 # %% [markdown]
 # ## The same run in Nsight
 #
-# torch.profiler sees what goes through PyTorch and what CUDA tells it. NVIDIA's two profilers see more, each in its way.
+# torch.profiler sees what goes through PyTorch and what CUDA tells it. NVIDIA's two profilers see more, each in its
+# way.
 #
-# **Nsight Systems** draws the whole machine on one time line: threads, the driver's calls, kernels, copies, NCCL. It is for
-# holes: who waits for whom. `--mark` makes `lab profile` run two steps and then one more between two marks, inside of the same
-# named ranges, and look on in no other way (two profilers at a time get in each other's way):
+# **Nsight Systems** draws the whole machine on one time line: threads, the driver's calls, kernels, copies, NCCL. It is
+# for holes: who waits for whom. `--mark` makes `lab profile` run two steps and then one more between two marks, inside
+# of the same named ranges, and look on in no other way (two profilers at a time get in each other's way):
 #
 # ```sh
 # nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --output=decode \
@@ -383,16 +388,16 @@ show(
 # ```
 #
 # **Nsight Compute** looks at one kernel at a time: it runs it alone, if need be several times over, and reads the GPU's
-# counters: bytes from memory, bank conflicts, why warps stood still. It is for question 5. Its times say nothing about the step,
-# since nothing overlaps any more.
+# counters: bytes from memory, bank conflicts, why warps stood still. It is for question 5. Its times say nothing about
+# the step, since nothing overlaps any more.
 #
 # ```sh
 # ncu --set full --nvtx --profile-from-start off --kernel-name regex:gemv --launch-count 5 --export decode \
 #     python -m lab profile --model llama3.2-1b --phase decode --batch 8 --tokens 2047 --mark
 # ```
 #
-# A counter is worth most beside a number that was expected. For every call of an operator, the lab's contract says how many
-# bytes must cross device memory. Of the decode step of the record:
+# A counter is worth most beside a number that was expected. For every call of an operator, the lab's contract says how
+# many bytes must cross device memory. Of the decode step of the record:
 
 # %%
 rows = []
@@ -402,27 +407,27 @@ for call in operator_calls(decode.config, decode.batch, decode.new, decode.conte
 show(Table(["operator", "in", "calls", "contract MB", "at least us"], [cells for _, cells in sorted(rows, reverse=True)]))
 
 # %% [markdown]
-# `lab profile --ncu` has Nsight Compute count the bytes of every kernel of a step, gives each to the call in whose range it
-# was launched, and prints them beside that column:
+# `lab profile --ncu` has Nsight Compute count the bytes of every kernel of a step, gives each to the call in whose
+# range it was launched, and prints them beside that column:
 #
 # ```sh
 # lab profile --model llama3.2-1b --phase decode --batch 8 --tokens 2047 --ncu
 # ```
 #
-# **Prediction:** linear layers are close to their contract, since weights are read once. Operators that PyTorch makes of several
-# kernels are far above it: each kernel reads what the one before has written. Try it where you have a GPU; the table's last
-# column is the ratio.
+# **Prediction:** linear layers are close to their contract, since weights are read once. Operators that PyTorch makes
+# of several kernels are far above it: each kernel reads what the one before has written. Try it where you have a GPU;
+# the table's last column is the ratio.
 #
 # <details><summary>Question: can fewer bytes be counted than the contract asks for?</summary>
 #
-# Yes, of those written. They go to the L2 cache first, and a small output may still be there when the kernel ends; it is
-# then written while nobody counts. Reads can't be fewer, because L2 is emptied before each kernel.
+# Yes, of those written. They go to the L2 cache first, and a small output may still be there when the kernel ends; it
+# is then written while nobody counts. Reads can't be fewer, because L2 is emptied before each kernel.
 #
 # </details>
 #
-# Counters are a privilege: another program's traffic could be read from them. Where the driver keeps them to administrators,
-# Nsight Compute answers `ERR_NVGPUCTRPERM`, most rented containers among them, and `lab profile --ncu` says so before it
-# makes a model. Nsight Systems and torch.profiler need no such permission.
+# Counters are a privilege: another program's traffic could be read from them. Where the driver keeps them to
+# administrators, Nsight Compute answers `ERR_NVGPUCTRPERM`, most rented containers among them, and `lab profile --ncu`
+# says so before it makes a model. Nsight Systems and torch.profiler need no such permission.
 #
 # ## A graph that is slower
 #
@@ -438,9 +443,9 @@ for workload in (decode, task(SLICE, "decode"), task(SLICE, "decode", "block")):
 show(Table(["inside a CUDA graph", "eager us", "compiled us", "eager peak MB", "compiled peak MB"], rows, long_names=True))
 
 # %% [markdown]
-# A compiled block is faster than an eager one; a compiled model of such blocks is slower. So what has the model that the
-# block has not? The last columns say it: the compiled model needs memory, the others hardly any. How much is that beside its
-# cache of keys and values?
+# A compiled block is faster than an eager one; a compiled model of such blocks is slower. So what has the model that
+# the block has not? The last columns say it: the compiled model needs memory, the others hardly any. How much is that
+# beside its cache of keys and values?
 
 # %%
 def cache_bytes(workload):
@@ -453,9 +458,9 @@ for workload in (decode, task(SLICE, "decode")):
     print(f"{workload.model}: the cache has {cache_bytes(workload) / 1e6:.0f} MB, the compiled step holds {peak / cache_bytes(workload):.2f} times that beside it")
 
 # %% [markdown]
-# More than the cache itself. The cache of a model is one tensor, and each layer writes its new tokens into its part of it. A
-# compiler cannot reason about writing in place, so PyTorch first rewrites the step without it: every write becomes an
-# operation that returns a new tensor. For two layers of such a cache:
+# More than the cache itself. The cache of a model is one tensor, and each layer writes its new tokens into its part of
+# it. A compiler cannot reason about writing in place, so PyTorch first rewrites the step without it: every write
+# becomes an operation that returns a new tensor. For two layers of such a cache:
 
 # %%
 def write_tokens(cache, token):
@@ -471,10 +476,10 @@ for node in graph.graph.nodes:
         print(f"{str(node.target).removesuffix('.default'):<20} makes {tuple(node.meta['val'].shape)}")
 
 # %% [markdown]
-# Each layer's write makes a new layer (`index_put`), and then a new cache of all layers (`select_scatter`). The compiler may turn
-# that back into a write in place where it can prove that nobody looks at the old one. In the graph that Inductor compiles of our
-# model both are still there, for keys and for values in every layer (`TORCH_LOGS=post_grad_graphs` prints it). What would that
-# cost, if each were a copy: read all, write all?
+# Each layer's write makes a new layer (`index_put`), and then a new cache of all layers (`select_scatter`). The
+# compiler may turn that back into a write in place where it can prove that nobody looks at the old one. In the graph
+# that Inductor compiles of our model both are still there, for keys and for values in every layer
+# (`TORCH_LOGS=post_grad_graphs` prints it). What would that cost, if each were a copy: read all, write all?
 
 # %% tags=["remove-input"]
 def copies_us(workload):
@@ -494,39 +499,40 @@ show(
 )
 
 # %% [markdown]
-# So the copies explain the size of what is missing, and of the memory. What would prove it is a trace of the compiled step, with
-# the kernels in it, and the record has none: which of the copies Inductor fuses away is open. The remedy would be a
-# tensor for each layer. Nobody saw it by the host's clock, where the compiled model is faster all the same. That is what two
-# clocks are for.
+# So the copies explain the size of what is missing, and of the memory. What would prove it is a trace of the compiled
+# step, with the kernels in it, and the record has none: which of the copies Inductor fuses away is open. The remedy
+# would be a tensor for each layer. Nobody saw it by the host's clock, where the compiled model is faster all the same.
+# That is what two clocks are for.
 #
 # ## Where it loses
 #
-# - **A profiler is in the way.** Noting every operation costs about as much as launching it: a launch-bound step is slower under
-#   torch.profiler, and its holes are larger than they were. Kernel times are right. For the length of a step use a clock.
-# - **Launch costs are the CPU's.** The price above is that of one machine, a virtual one at that. On a faster CPU the same
-#   model may be GPU-bound; the GPU's column of the record travels better than the host's.
+# - **A profiler is in the way.** Noting every operation costs about as much as launching it: a launch-bound step is
+#   slower under torch.profiler, and its holes are larger than they were. Kernel times are right. For the length of a
+#   step use a clock.
+# - **Launch costs are the CPU's.** The price above is that of one machine, a virtual one at that. On a faster CPU the
+#   same model may be GPU-bound; the GPU's column of the record travels better than the host's.
 # - **Counted operations are not kernels.** A fused operation of the GPU build is several on the CPU, on which they were
 #   counted, and one operation may be two kernels. As an estimate of what the CPU has to do, that is good enough; for
 #   the number of kernels look into a trace.
-# - **Under torch.compile the names are gone.** Ranges sit around calls of operators, and a compiled step has none. Its kernels
-#   have the compiler's names.
+# - **Under torch.compile the names are gone.** Ranges sit around calls of operators, and a compiled step has none. Its
+#   kernels have the compiler's names.
 # - **A graph's time is an idle machine's.** Its caches are warm from the replay before, and its inputs do not move.
 #
 # ## Take-away
 #
 # - Time a step by two clocks before anything else. Their ratio says whether kernels matter at all.
-# - A step takes about the longer of its launches and its kernels. Count the operations; the price of one is some tens of
-#   microseconds in eager PyTorch.
+# - A step takes about the longer of its launches and its kernels. Count the operations; the price of one is some tens
+#   of microseconds in eager PyTorch.
 # - Name what you run, and a profile answers in your words rather than in the library's.
 # - The bottleneck is not where the time is but where time is missing: hold it against the floor.
 # - Bytes counted beside bytes expected tell a wasteful kernel from a busy one.
 #
 # ## Exercises
 #
-# Find the bottleneck in a trace, and whose the gaps are: six functions, checked without a GPU. `exercises/profiling.ipynb` in
-# the repository, or `exercises/profiling.py` with `lab check profiling` in a terminal.
+# Find the bottleneck in a trace, and whose the gaps are: six functions, checked without a GPU.
+# `exercises/profiling.ipynb` in the repository, or `exercises/profiling.py` with `lab check profiling` in a terminal.
 #
 # ## References
 #
-# NVIDIA's guides to Nsight Systems and Nsight Compute; Ansel et al. 2024 for torch.compile; Williams, Waterman and Patterson
-# 2009 for the floor: on the [references page](../references.md).
+# NVIDIA's guides to Nsight Systems and Nsight Compute; Ansel et al. 2024 for torch.compile; Williams, Waterman and
+# Patterson 2009 for the floor: on the [references page](../references.md).
