@@ -142,8 +142,8 @@ show(
 #
 # ## What a step launches
 #
-# How much does the CPU have to do? Count the operations that PyTorch dispatches, views left out: nearly every one of
-# them is a launch. This can be done on any machine, with a small model, because the number does not depend on a size.
+# How much does the CPU have to do? Count the operations that PyTorch dispatches, views left out: most of them are
+# launches. This can be done on any machine, with a small model, because the number does not depend on a size.
 
 # %%
 class Operations(TorchDispatchMode):
@@ -216,9 +216,9 @@ with style():
 # %% [markdown]
 # Above, the GPU is done with each kernel long before the next one is launched: this is
 # [launch-bound](../glossary.md#launch-bound). Below, launches run ahead and wait in the queue, and the CPU does not
-# matter: *GPU-bound*. With many operations the step takes
+# matter: *GPU-bound*. With $n$ operations at a price $p$ each, and a time $g$ of the GPU alone, the step takes
 #
-# $$T \approx \max(\text{operations} \cdot \text{price of a launch},\ \text{the GPU alone}).$$
+# $$T \approx \max(n p,\ g).$$
 #
 # The price comes from one row of the record. **Prediction:** then this formula gives all the others. (In bold: the
 # longer of the two, which is the prediction. The last column is measured over predicted.)
@@ -518,8 +518,8 @@ show(
 # %% [markdown]
 # So the copies explain the size of what is missing, and of the memory. What would prove it is a trace of the compiled
 # step, with the kernels in it, and the record has none: which of the copies Inductor fuses away is open. The remedy
-# would be a tensor for each layer. Nobody saw it by the host's clock, where the compiled model is faster all the same.
-# That is what two clocks are for.
+# would be a tensor for each layer: a block by itself has that, and does not pay. Nobody saw it by the host's clock,
+# where the compiled model is faster all the same. That is what two clocks are for.
 #
 # ## Where it loses
 #
