@@ -27,7 +27,7 @@ OPTIONS = (
     "--csv --nvtx --config-file off --print-units base "
     "--clock-control none --cache-control all --profile-from-start off"
 )
-PROBE = "import torch; torch.cuda.profiler.start(); torch.zeros(1, device='cuda'); torch.cuda.synchronize()"
+PROBE = "import torch; torch.cuda.profiler.start(); torch.ones(1, device='cuda').add(1).cpu()"
 
 
 class Kernel(NamedTuple):
