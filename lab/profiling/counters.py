@@ -60,7 +60,7 @@ def count(arguments: Sequence[str]) -> list[Kernel]:
     """The kernels that `python ARGUMENTS` launches between cudaProfilerStart and cudaProfilerStop, in order.
 
     Raises CannotTime, before that is run, where `ncu` is not installed, finds no GPU or may not read its counters; and
-    where it has counted nothing, with what it said.
+    where it has counted nothing, with what it said. ValueError for what `read` cannot read.
     """
     if shutil.which("ncu") is None:
         raise CannotTime("ncu is not on the PATH; expected Nsight Compute, which the CUDA toolkit has")
