@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -143,7 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence (default: 128)")
     profile.add_argument("--backend", default="auto", metavar="CHOICE", help='such as "torch,rmsnorm=triton"')
     profile.add_argument("--dtype", choices=DTYPE_NAMES, help="default: bfloat16 on a GPU, else float32")
-    profile.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, gzipped")
+    instead = profile.add_mutually_exclusive_group()
+    instead.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, gzipped")
+    instead.add_argument("--ncu", action="store_true", help="count bytes of device memory with Nsight Compute instead")
+    instead.add_argument("--mark", action="store_true", help="only run, one step marked for Nsight Systems or Compute")
     profile.set_defaults(command=_profile)
 
     commands.add_parser("check", help="check a solution of an exercise; see `lab check --help`")
@@ -542,8 +545,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _profile(arguments: argparse.Namespace) -> int:
     from lab.benchmark.tables import Table
-    from lab.core import LLM, KVCache
-    from lab.profiling.profiler import profile
+    from lab.profiling import profiler
 
     device, config = default_device(), _config(arguments.model)
     batch, tokens = arguments.batch, arguments.tokens
@@ -551,6 +553,36 @@ def _profile(arguments: argparse.Namespace) -> int:
         most = config.max_position_embeddings - 1
         raise ValueError(f"--batch is {batch}, --tokens {tokens}; expected at least 1, and at most {most} tokens")
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    what = f"{arguments.model}, {arguments.phase}, {batch} x {tokens} tokens"
+    if arguments.ncu:
+        return _count(arguments, config, dtype, what)
+    if arguments.mark and device.type != "cuda":
+        raise CannotTime("--mark needs a CUDA GPU, and this machine has none")
+    model, step = _step(arguments, config, dtype, device)
+    if arguments.mark:
+        profiler.mark(model, step)
+        return 0
+    found = profiler.profile(model, step, trace=arguments.trace)
+    rows = [
+        [row.operator, row.direction, ":".join(filter(None, (row.backend, row.rung))), f"{row.calls:.0f}",
+         f"{row.us:.1f}", f"{100 * row.share:.1f}"]
+        for row in found.rows
+    ]  # fmt: skip
+    where = gpu_of(device).name if found.device == "cuda" else "the CPU"
+    print(f"{what}: {found.us / 1e3:.2f} ms a step on {where}")
+    print(Table(["operator", "pass", "runs on", "calls", "us", "%"], rows).text())
+    if arguments.trace:
+        print(f"wrote {arguments.trace}: open it in https://ui.perfetto.dev")
+    return 0
+
+
+def _step(
+    arguments: argparse.Namespace, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[LLM, Callable[[], None]]:
+    """A model with random weights, and a step of the phase."""
+    from lab.core import LLM, KVCache
+
+    batch, tokens = arguments.batch, arguments.tokens
     with torch.device(device):
         model = LLM(config).to(dtype).use(arguments.backend)
         ids = torch.randint(config.vocab_size, (batch, tokens))
@@ -573,16 +605,26 @@ def _profile(arguments: argparse.Namespace) -> int:
         model(ids[:, :1], cache)
         cache.trim([tokens] * batch)
 
-    step = {"prefill": prefill, "decode": decode, "train": train}[arguments.phase]
-    found = profile(model, step, trace=arguments.trace)
-    rows = [
-        [row.operator, row.direction, ":".join(filter(None, (row.backend, row.rung))), f"{row.calls:.0f}",
-         f"{row.us:.1f}", f"{100 * row.share:.1f}"]
-        for row in found.rows
-    ]  # fmt: skip
-    where = gpu_of(device).name if found.device == "cuda" else "the CPU"
-    print(f"{arguments.model}, {arguments.phase}, {batch} x {tokens} tokens: {found.us / 1e3:.2f} ms a step on {where}")
-    print(Table(["operator", "pass", "runs on", "calls", "us", "%"], rows).text())
-    if arguments.trace:
-        print(f"wrote {arguments.trace}: open it in https://ui.perfetto.dev")
+    return model, {"prefill": prefill, "decode": decode, "train": train}[arguments.phase]
+
+
+def _count(arguments: argparse.Namespace, config: ModelConfig, dtype: torch.dtype, what: str) -> int:
+    """Run the same command under Nsight Compute, with --mark in place of --ncu."""
+    from lab.core import LLM
+    from lab.core.cost import operator_calls
+    from lab.profiling import counters
+
+    if arguments.phase == "train":
+        raise ValueError("--ncu goes with --phase prefill or decode: PyTorch's own backward passes are in no range")
+    with torch.device("meta"):
+        LLM(config).use(arguments.backend)  # raises for a backend that cannot run
+    own = ("model", "phase", "batch", "tokens", "backend")
+    given = [f"--{name}={getattr(arguments, name)}" for name in own]
+    dtype_name = str(dtype).removeprefix("torch.")
+    kernels = counters.count(["-m", "lab", "profile", *given, f"--dtype={dtype_name}", "--mark"])
+    decode = arguments.phase == "decode"
+    new, context = (1, arguments.tokens) if decode else (arguments.tokens, 0)
+    rows = counters.beside_contracts(kernels, operator_calls(config, arguments.batch, new, context), dtype)
+    print(f"{what}: bytes of device memory in a step on {gpu_of(default_device()).name}, L2 cold for every kernel")
+    print(counters.table(rows).text())
     return 0

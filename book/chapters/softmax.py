@@ -176,7 +176,7 @@ show(f"**Outcome:** {percent('triton:tiled', shape=ROUTER)} at 8 columns, "
      f"{percent('triton:tiled', shape=(262144, 128))} at 128.")
 
 # %% [markdown]
-# ## Online: maximum and sum in one look
+# ## Online softmax: maximum and sum in one look
 #
 # A row of 65,536 does not fit the registers of a program. Maximum, sum, quotient: three looks, of which the second and
 # third may find the row in L2. Can the first two be one?
@@ -184,8 +184,7 @@ show(f"**Outcome:** {percent('triton:tiled', shape=ROUTER)} at 8 columns, "
 # <details><summary>Question: you have summed e^(x-m) over half a row, and now comes a larger maximum n. What to do?</summary>
 #
 # Multiply the sum by e^(m-n): each of its terms then is what it would have been with n from the start. So a running
-# maximum and a running sum are enough, mended whenever the maximum grows: the *online normalizer*, which makes this the
-# *online softmax*.
+# maximum and a running sum are enough, mended whenever the maximum grows: the *online normalizer*.
 #
 # </details>
 #

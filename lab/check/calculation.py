@@ -37,7 +37,7 @@ class Calculation:
     name: str
     title: str
     answer: Callable[..., object]
-    cases: Sequence[Mapping[str, float]]
+    cases: Sequence[Mapping[str, object]]
     mistakes: Sequence[Mistake]
     language: str = "python"
 
@@ -68,7 +68,7 @@ class Calculation:
         value = mistake.value
         return value is not None and all(_same(value(**case), got) for case, got in zip(self.cases, given))
 
-    def _failure(self, mistake: Mistake, case: Mapping[str, float], found: str, held: Sequence[str]) -> Report:
+    def _failure(self, mistake: Mistake, case: Mapping[str, object], found: str, held: Sequence[str]) -> Report:
         numbers_given = ", ".join(f"{name}={value}" for name, value in case.items())
         findings = [("case", numbers_given), ("found", found)]
         return Report(self.name, FAILED, mistake.name, mistake.says, findings, held, hint_text=mistake.hint)

@@ -85,6 +85,20 @@ def profile(model: Module, step: Callable[[], object], steps: int = 3, trace: Pa
     return Profile("cuda" if on_gpu else "cpu", _rows(profiler.events(), steps, on_gpu))
 
 
+def mark(model: Module, step: Callable[[], object]) -> None:
+    """Run `step`, which calls `model`, twice to warm up, and then once for whoever looks on: in named ranges, between
+    cudaProfilerStart and cudaProfilerStop. `nsys --capture-range=cudaProfilerApi` and `ncu --profile-from-start off`
+    take that step alone. Needs a GPU."""
+    for _ in range(2):
+        step()
+    torch.cuda.synchronize()
+    with named_ranges(model):
+        torch.cuda.profiler.start()
+        step()
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
+
+
 @contextmanager
 def named_ranges(model: nn.Module) -> Iterator[None]:
     """Inside the block, every module of `model` and every operator that the registry runs is a range of torch.profiler

@@ -34,6 +34,7 @@ PHRASES = {
     "gpu": "the plain tile meets two banks",
     "linear": "tensor cores that read shared memory",
     "llm": "why is the norm first",
+    "profiling": "two clocks on one step",
     "results": "every published record",
     "rmsnorm": "bulk copy engine",
     "roofline": "both axes logarithmic",
