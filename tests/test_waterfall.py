@@ -9,6 +9,7 @@ from test_benchmark import CEILINGS, ENVIRONMENT
 from test_models_benchmark import compile_with, instruments
 
 from lab.benchmark import config, experiments, records, report, timing
+from lab.benchmark.figures import COLOURS, OTHER
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 from lab.benchmark.waterfall import amdahl, choices, kernels_us, steps, time_table, waterfall, waterfall_table
@@ -18,7 +19,7 @@ __all__ = ["compile_with"]  # a fixture of all tests here
 NORMS, PRODUCTS = "torch,rmsnorm=triton,add_rmsnorm=triton", "torch,linear=cuda"
 EAGER, COMPILED, TRITON = (PEER, "torch eager"), (PEER, "torch.compile"), ("triton", "tuned")
 US = {
-    ("rmsnorm", "forward"): {EAGER: 20.0, COMPILED: 12.0, TRITON: 10.0},
+    ("rmsnorm", "forward"): {EAGER: 20.0, COMPILED: 12.0, TRITON: 5.0},
     ("add_rmsnorm", "forward"): {EAGER: 30.0, COMPILED: 15.0, TRITON: 15.0},
     ("rmsnorm", "both"): {EAGER: 60.0, COMPILED: 40.0, TRITON: 30.0},
     ("add_rmsnorm", "both"): {EAGER: 90.0, COMPILED: 50.0, TRITON: 45.0},
@@ -73,15 +74,15 @@ def test_the_steps_of_a_choice():
     layer, model, training = steps(RECORD, NORMS, compiled=False)
     assert (layer.workload, layer.share, layer.kernel, layer.expected, layer.measured) == (LAYER, 1.0, 2.0, 2.0, 2.0)
     assert layer.clock == 0.8
-    assert model.workload == MODEL and (model.share, model.kernel) == (140 / 700, 140 / 70)
-    assert model.expected == pytest.approx(1 / 0.9) and (model.measured, model.clock) == (700 / 640, 0.8)
+    assert model.workload == MODEL and (model.share, model.kernel) == (140 / 700, 140 / 65)
+    assert model.expected == pytest.approx(1.12) and (model.measured, model.clock) == (700 / 640, 0.8)
     assert training.workload == STEP and (training.share, training.kernel) == (420 / 4200, 2.0)
     assert training.expected == pytest.approx(1 / 0.95) and training.measured == training.clock == 4200 / 4000
 
 
 def test_what_is_compiled_is_held_against_what_is_compiled():
     (model,) = steps(RECORD, NORMS, compiled=True)
-    assert (model.share, model.kernel) == (72 / 360, 72 / 70)
+    assert (model.share, model.kernel) == (72 / 360, 72 / 65)
     assert (model.measured, model.clock) == (360 / 400, 800 / 640)
 
 
@@ -119,7 +120,7 @@ def test_a_share_is_at_most_the_whole():
 def test_what_was_not_captured_has_no_time_on_the_gpu():
     bare = replace(RECORD, models=tuple(replace(each, graph_us=None) for each in RECORD.models[2:6]))
     (model,) = steps(bare, NORMS, compiled=False)
-    assert (model.kernel, model.share, model.expected, model.measured) == (2.0, None, None, None)
+    assert (model.kernel, model.share, model.expected, model.measured) == (140 / 65, None, None, None)
     assert time_table(bare, MODEL).rows[0][-2:] == ["-", "-"]
 
 
@@ -144,14 +145,14 @@ def test_the_tables_say_it():
     table = waterfall_table(RECORD, NORMS, compiled=False)
     assert table.header[0] == "add_rmsnorm, rmsnorm (triton), eager"
     assert table.rows[0] == ["post_attention_layernorm prefill", "100.0", "2.000", "2.000", "2.000", "0.800"]
-    assert table.rows[1] == ["model prefill", "20.0", "2.000", "1.111", "1.094", "0.800"]
+    assert table.rows[1] == ["model prefill", "20.0", "2.154", "1.120", "1.094", "0.800"]
     spent = time_table(RECORD, MODEL)
     assert spent.header == ["model prefill, us", "add_rmsnorm", "rmsnorm", "the rest", "all"]
     assert spent.rows == [
         ["torch, eager", "120", "20", "560", "700"],
         ["torch, compiled", "60", "12", "288", "360"],
-        ["add_rmsnorm, rmsnorm (triton), eager", "60", "10", "570", "640"],
-        ["add_rmsnorm, rmsnorm (triton), compiled", "60", "10", "330", "400"],
+        ["add_rmsnorm, rmsnorm (triton), eager", "60", "5", "575", "640"],
+        ["add_rmsnorm, rmsnorm (triton), compiled", "60", "5", "335", "400"],
     ]
 
 
@@ -159,12 +160,26 @@ def test_the_figure_tells_its_numbers_and_is_the_same_each_time():
     drawn, again = (waterfall(RECORD, compiled=False) for _ in range(2))
     assert drawn.svg == again.svg
     assert drawn.alt == (
-        "On NVIDIA Fake 80GB, times as fast as torch eager: add_rmsnorm, rmsnorm (triton): kernels, forward 2.00, "
+        "On NVIDIA Fake 80GB, times as fast as torch eager: add_rmsnorm, rmsnorm (triton): kernels, forward 2.15, "
         "kernels, training 2.00, post_attention_layernorm 2.00, model 1.09, training 1.05"
     )
     assert "model 0.90" in waterfall(RECORD, compiled=True).alt and "by Amdahl&#x27;s law" not in drawn.alt
     with pytest.raises(ValueError, match="the record has no eager model with kernels"):
         waterfall(replace(RECORD, models=RECORD.models[3:4]), compiled=False)
+
+
+def test_a_choice_of_two_backends_has_a_colour_of_its_own():
+    assert COLOURS["triton"] in waterfall(RECORD, compiled=False).svg.upper()
+    both = [
+        replace(
+            each, implementations={op: ran.replace("torch:f", "cuda:f") for op, ran in each.implementations.items()}
+        )
+        if each.backend == NORMS and each.workload == MODEL
+        else each
+        for each in RECORD.models
+    ]  # its layer runs on triton alone
+    drawn = waterfall(replace(RECORD, models=tuple(both)), compiled=False).svg.upper()
+    assert OTHER in drawn and COLOURS["triton"] not in drawn
 
 
 def test_two_phases_are_told_apart():
