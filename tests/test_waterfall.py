@@ -13,6 +13,7 @@ from lab.benchmark.figures import COLOURS, OTHER
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 from lab.benchmark.waterfall import amdahl, choices, kernels_us, steps, time_table, waterfall, waterfall_table
+from lab.check.exercise import exercises
 
 __all__ = ["compile_with"]  # a fixture of all tests here
 
@@ -68,6 +69,21 @@ RECORD = Record(
 )
 def test_amdahl(share, kernel, whole):
     assert amdahl(share, kernel) == pytest.approx(whole)
+
+
+def test_the_exercises_agree_with_it():
+    """What a learner is told is right is what the chapter computes by."""
+    answers = {name: each.answer for name, each in exercises().items() if name.startswith("waterfall.")}
+    for case in exercises()["waterfall.whole"].cases:
+        assert answers["waterfall.whole"](**case) == amdahl(**case)
+    for case in exercises()["waterfall.at_most"].cases:
+        assert answers["waterfall.at_most"](**case) == pytest.approx(amdahl(case["share"], float("inf")))
+    for case in exercises()["waterfall.kernel_needed"].cases:
+        needed = answers["waterfall.kernel_needed"](**case)
+        if needed is None:
+            assert amdahl(case["share"], float("inf")) <= case["whole"]
+        else:
+            assert amdahl(case["share"], needed) == pytest.approx(case["whole"])
 
 
 def test_the_steps_of_a_choice():
