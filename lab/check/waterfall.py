@@ -1,4 +1,4 @@
-"""The exercises of the chapter from kernel to training step: what each asks for, and the mistakes that its value tells."""
+"""The exercises of the waterfall's chapter: what each asks for, and the mistakes that its value tells."""
 
 from __future__ import annotations
 

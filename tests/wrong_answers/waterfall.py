@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises from kernel to training step: the solution with one mistake, and what must catch it."""
+"""Wrong answers to the exercises of the waterfall: the solution with one mistake, and what must catch it."""
 
 from wrong_answers import Wrong
 
