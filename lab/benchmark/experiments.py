@@ -255,6 +255,7 @@ def fastest_backends(record: Record) -> dict[str, str]:
 
 def publish(record: Record, output: Path | None = None) -> Path:
     """Write the record, env.txt and, out of its operators, the choice of `auto` for this GPU; return the record's path.
+    Operators that were timed to explain models make no choice: their shapes are those of one model.
 
     output: a folder that takes results/<gpu>.json, env.txt and auto.json; None means their places in this checkout.
     """
@@ -262,7 +263,7 @@ def publish(record: Record, output: Path | None = None) -> Path:
     path = folder / "results" / f"{slug(record.environment.gpu)}.json"
     record.write(path)
     write_text(folder / "env.txt", record.environment.text())
-    if fastest := fastest_backends(record):
+    if not record.models and (fastest := fastest_backends(record)):
         auto = AUTO if output is None else output / "auto.json"
         choices = json.loads(auto.read_text()) if auto.exists() else {}
         choices.setdefault(record.environment.gpu, {}).update(fastest)
