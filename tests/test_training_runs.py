@@ -80,9 +80,9 @@ def test_every_run_is_recorded(house, fake):
     assert [(run.backend, run.seed) for run in (first, second)] == [("torch", 0), ("torch", 1)]
     assert len(first.losses) == 3 and first.evaluated == (2, 3) and len(first.validation_losses) == 2
     assert first.losses[0] != second.losses[0] and triton.losses == pytest.approx(first.losses, abs=1e-4)
-    assert triton.backend == "torch,add_rmsnorm=triton,rmsnorm=triton" and triton.seed == 0
+    assert triton.backend == "torch,add_rmsnorm=triton,linear=triton,rmsnorm=triton" and triton.seed == 0
     best = str(registry.ladder("rmsnorm", "triton")[-1])
-    assert triton.implementations["rmsnorm"] == best and triton.implementations["linear"] == "torch:eager"
+    assert triton.implementations["rmsnorm"] == best and triton.implementations["rope"] == "torch:eager"
     assert fake_run.error == "cannot run: linear on fake: best: needs Hopper" and fake_run.losses == ()
     assert first.tokens_per_s == pytest.approx(16 / first.seconds, rel=1e-4)
     assert first.tflops == pytest.approx(record.flops / first.seconds / 1e12, rel=1e-4)

@@ -174,8 +174,7 @@ def waterfall(record: Record, compiled: bool) -> Figure:
         column[-1].locator_params(axis="x", nbins=5)
         column[-1].set_xlabel(f"times as fast as torch {_how(compiled)}\ndiamond: by Amdahl's law")
         told = "; ".join(
-            f"{name_of(record, backend)}: " + ", ".join(f"{name} {gain:.2f}" for name, gain, _ in bars)
-            for backend, bars in panels.items()
+            f"{name_of(record, backend)}: " + ", ".join(map(_told, bars)) for backend, bars in panels.items()
         )
         return figure(fig, f"On {record.environment.gpu}, times as fast as torch {_how(compiled)}: {told}")
 
@@ -192,6 +191,11 @@ def _bars(found: list[Step]) -> list[tuple[str, float, float | None]]:
     names = [step.workload.part if one_phase else _where(step.workload) for step in found]
     gains = [(name, step.measured, step.expected) for name, step in zip(names, found, strict=True)]
     return bars + [(name, measured, expected) for name, measured, expected in gains if measured]
+
+
+def _told(bar: tuple[str, float, float | None]) -> str:
+    name, gain, expected = bar
+    return f"{name} {gain:.2f}" + ("" if expected is None else f" (by Amdahl's law {expected:.2f})")
 
 
 def _where(workload: ModelWorkload) -> str:
