@@ -177,7 +177,8 @@ def test_the_figure_tells_its_numbers_and_is_the_same_each_time():
     assert drawn.svg == again.svg
     assert drawn.alt == (
         "On NVIDIA Fake 80GB, times as fast as torch eager: add_rmsnorm, rmsnorm (triton): kernels, forward 2.15, "
-        "kernels, training 2.00, post_attention_layernorm 2.00 (by Amdahl's law 2.00), model 1.09 (by Amdahl's law 1.12), "
+        "kernels, training 2.00, post_attention_layernorm 2.00 (by Amdahl's law 2.00), "
+        "model 1.09 (by Amdahl's law 1.12), "
         "training 1.05 (by Amdahl's law 1.05)"
     )
     assert "model 0.90" in waterfall(RECORD, compiled=True).alt
