@@ -227,7 +227,7 @@ def zeros(tools: Tools, works: Works, count: int) -> tuple[Way, ...]:
             readings.append(reading)
         events[-1].synchronize()
         samples = [start.elapsed_time(end) * 1e3 for start, end in pairwise(events)]
-        steady = samples[len(samples) // 2 :]  # power and clock have settled
+        steady = samples[len(samples) // 2 :]  # what settles fast has settled
         ways.append(
             Way(
                 label,
@@ -242,8 +242,8 @@ def zeros(tools: Tools, works: Works, count: int) -> tuple[Way, ...]:
 
 
 def drift(tools: Tools, works: Works, count: int) -> tuple[Way, ...]:
-    """The same kernel twice, under two names: first all samples of A and then all of B, or in turns. From a cool start
-    the clock falls, and whoever comes second looks slower."""
+    """The same kernel twice, under two names: first all samples of A and then all of B, or in turns. As the clock
+    moves, one of two that are equal looks slower."""
     found: dict[str, list[float]] = {}
     for orders, names in (
         ([[0]] * count + [[1]] * count, ("A, first", "B, after it")),
