@@ -19,7 +19,8 @@ NOTHING = "-"
 @dataclass(frozen=True)
 class Table:
     """A table of strings. best: (row, column) of the cells to set in bold. long_names: the first column is too wide for
-    a terminal, and so stands above the others there. A notebook shows it as HTML."""
+    a terminal, and so stands above the others there. A notebook shows it as HTML, with the name of a long first column
+    as its caption."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -38,7 +39,11 @@ class Table:
         return "\n".join(map(line, [self.header, rule, *cells])) + "\n"
 
     def html(self) -> str:
-        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.header)
+        first, *others = map(html.escape, self.header)
+        style = "caption-side: top; text-align: left; font-weight: bold"
+        caption = f'<caption style="{style}">{first}</caption>' if self.long_names else ""
+        cells = ["" if self.long_names else first, *others]
+        head = "".join(f'<th scope="col">{cell}</th>' for cell in cells)
         body = ""
         for i, row in enumerate(self.rows):
             body += f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -47,7 +52,7 @@ class Table:
                 body += f"<td>{f'<strong>{text}</strong>' if (i, j) in self.best else text}</td>"
             body += "</tr>\n"
         return (
-            '<div style="overflow-x: auto"><table>\n'
+            f'<div style="overflow-x: auto"><table>{caption}\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n"
         )
 
