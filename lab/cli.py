@@ -276,7 +276,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.smoke and not torch.cuda.is_available():
         return _without_gpu(experiments)
     timing.require_gpu()
-    from lab.benchmark.experiments import Instruments, gpu_instruments, run
+    from lab.benchmark.experiments import run
+    from lab.benchmark.instruments import Instruments, gpu_instruments
 
     instruments: Instruments = gpu_instruments()
     measured = [run(experiment, instruments) for experiment in experiments]

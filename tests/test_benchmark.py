@@ -34,6 +34,7 @@ from lab.benchmark import (
 )
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.fingerprint import fingerprint
+from lab.benchmark.instruments import Instruments
 from lab.benchmark.peers import Peer, PeerAbsent, peers
 
 LAB = Path(records.__file__).parents[1]
@@ -214,7 +215,7 @@ def fake_backend(monkeypatch):
 
 
 def instruments(sample=lambda fn: fn() and 5000.0):
-    return experiments.Instruments(
+    return Instruments(
         torch.device("cpu"), ENVIRONMENT, CEILINGS, sample, latency=sample,
         graph_time=lambda fn, calls=1: timing.GraphTime(None, "faked"), launch_overhead=lambda fn: 7.0,
         peak_memory=lambda fn: 1024, synchronize=lambda: None,

@@ -14,7 +14,7 @@ import torch
 
 from lab import cli
 from lab.backends import registry
-from lab.benchmark import environment, experiments, records, report
+from lab.benchmark import environment, experiments, instruments, records, report
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.timing import summarize
 
@@ -148,7 +148,7 @@ def measured(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("lab.benchmark.timing.require_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(experiments, "gpu_instruments", lambda: None)
+    monkeypatch.setattr(instruments, "gpu_instruments", lambda: None)
     monkeypatch.setattr(experiments, "run", lambda experiment, *_: asked.append(experiment) or record)
     return record, asked
 

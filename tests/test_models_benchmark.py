@@ -26,6 +26,7 @@ from lab.backends.triton import rmsnorm as triton_rmsnorm
 from lab.benchmark import config, experiments, figures, model_runs, peers, records, report, tables, timing
 from lab.benchmark import fingerprint as fingerprints
 from lab.benchmark.candidates import WrongResult
+from lab.benchmark.instruments import Instruments
 from lab.benchmark.model_runs import ForwardPass, NotRun, TrainingStep
 from lab.benchmark.models import PHASES, ModelWorkload
 from lab.core import MODELS, KVCache
@@ -279,11 +280,11 @@ class Clock:
         return self.us(fn)
 
 
-def instruments(latency=None, **changes) -> experiments.Instruments:
+def instruments(latency=None, **changes) -> Instruments:
     def never(fn):
         raise AssertionError("a model is timed by the clock on the wall")
 
-    return experiments.Instruments(
+    return Instruments(
         DEVICE, ENVIRONMENT, CEILINGS, never, latency or Clock(),
         graph_time=lambda fn, calls: timing.GraphTime(None, f"faked for {calls}"),
         launch_overhead=never, peak_memory=lambda fn: fn() and 3 << 20, synchronize=lambda: None, **changes,
@@ -961,7 +962,7 @@ def bench(record, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr("lab.benchmark.timing.require_gpu", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(experiments, "gpu_instruments", lambda: None)
+    monkeypatch.setattr("lab.benchmark.instruments.gpu_instruments", lambda: None)
     monkeypatch.setattr(experiments, "run", lambda experiment, *_: asked.append(experiment) or record)
 
     def run(*argv):

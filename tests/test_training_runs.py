@@ -12,7 +12,7 @@ from lab import cli, datasets
 from lab.backends import registry
 from lab.backends.hardware import default_device
 from lab.benchmark import records, report, training_runs
-from lab.benchmark.experiments import Instruments
+from lab.benchmark.instruments import Instruments
 from lab.benchmark.records import RecordError, experiments_folder
 from lab.config import ConfigError
 from lab.core import LLM, checkpoint

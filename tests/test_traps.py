@@ -9,7 +9,7 @@ import torch
 from lab.benchmark import config, experiments, figures, records, report, tables, timing, traps
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment
-from lab.benchmark.experiments import Instruments
+from lab.benchmark.instruments import Instruments
 from lab.benchmark.traps import Sensors, Tools, Trap, Way, Works
 from lab.check.exercise import exercises
 

@@ -19,12 +19,12 @@ import torch._functorch.config
 from tqdm import tqdm
 
 from lab.backends import registry
-from lab.benchmark import config, model_runs, records, timing, traps
+from lab.benchmark import config, model_runs, records, timing
 from lab.benchmark.candidates import METHOD, Call, Expected, Inputs, Workload
-from lab.benchmark.ceilings import Ceilings, measure_ceilings
 from lab.benchmark.config import Experiment
-from lab.benchmark.environment import Environment, environment, slug
+from lab.benchmark.environment import slug
 from lab.benchmark.fingerprint import described_launches, fingerprint
+from lab.benchmark.instruments import Instruments, gpu_instruments
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.peers import PeerAbsent
 from lab.benchmark.peers import peers as known_peers
@@ -34,33 +34,6 @@ from lab.files import write_text
 SHORT_US = 20.0  # with a floor below this, launching takes as long as running: CUDA graph and launch are measured too
 AnyRow = Row | ModelRow
 AUTO = Path(registry.__file__).with_name("auto.json")
-
-
-@dataclass(frozen=True)
-class Instruments:
-    """What `run` measures with: the GPU's, or a test's. sample times a call behind a cold L2 cache, between events on
-    the GPU; latency as its caller sees it."""
-
-    device: torch.device
-    environment: Environment
-    ceilings: Ceilings
-    sample: Callable[[timing.Call], float]
-    latency: Callable[[timing.Call], float]
-    graph_time: Callable[..., timing.GraphTime] = timing.graph_time
-    launch_overhead: Callable[[timing.Call], float] = timing.launch_overhead
-    peak_memory: Callable[[timing.Call], int] = timing.peak_memory_delta
-    synchronize: Callable[[], None] = torch.cuda.synchronize
-    trap: Callable[[str, int], traps.Trap] = traps.measure
-    cap_s: float = 1.0
-
-
-def gpu_instruments() -> Instruments:
-    """The current GPU's, its ceilings measured now. Raises CannotTime where timing means nothing."""
-    sample = timing.ColdSampler()
-    ceilings = measure_ceilings(sample)
-    torch.cuda.empty_cache()
-    here = torch.device("cuda", torch.cuda.current_device())
-    return Instruments(here, environment(), ceilings, sample, sample.latency)
 
 
 def run(experiment: Experiment, instruments: Instruments | None = None, progress: bool = True) -> Record:

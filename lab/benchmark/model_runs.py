@@ -30,7 +30,7 @@ from lab.training.optimizer import Optimizer
 
 if TYPE_CHECKING:
     from lab.benchmark.config import Experiment
-    from lab.benchmark.experiments import Instruments
+    from lab.benchmark.instruments import Instruments
 
 METHOD = (
     "A model, a block or a layer is timed as its caller sees it, by the clock on the wall: after a clear of L2, from "

@@ -22,7 +22,7 @@ import torch
 from lab.backends import registry
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
-from lab.benchmark.experiments import Instruments, gpu_instruments
+from lab.benchmark.instruments import Instruments, gpu_instruments
 from lab.benchmark.records import RecordError, decoded, experiments_folder, raw_record, rounded
 from lab.benchmark.tables import NOTHING, Table
 from lab.benchmark.timing import first_line
