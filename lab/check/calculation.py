@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lab.check.exercise import raised
+from lab.check.memory import raised
 from lab.check.report import FAILED, PASSED, Report
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -24,7 +23,7 @@ from torch import Tensor
 from lab.backends.cuda.compile import CompileError
 from lab.backends.dry_run import dry_run
 from lab.backends.hardware import ARCHITECTURES, assume, default_device, gpu_of
-from lab.check.memory import Arena, Block, Launch, Watch, is_learners, source_line, unwritten, watching
+from lab.check.memory import Arena, Block, Launch, Watch, raised, unwritten, watching
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
 if TYPE_CHECKING:
@@ -511,13 +510,6 @@ def _raised(error: BaseException, watch: Watch) -> Violation:
     return Violation(Kind.RAISED, raised(error))
 
 
-def raised(error: BaseException) -> str:
-    """The error, and the last of the learner's own lines on the way to it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_learners(f.filename)]
-    where = [source_line(frame.filename, frame.lineno or 0) for frame in frames[-2:]]
-    return "\n".join([*where, f"{type(error).__name__}: {error}".rstrip(": ")])
-
-
 def _first_error(log: str) -> str:
     """The first error of NVRTC's log; the others often follow from it."""
     log = re.sub(r"\S+\.cu(?=\()", "source", log.partition("compilation log:")[2] or log)
@@ -558,5 +550,5 @@ def _over_budget(budget: Budget, run: Run, watch: Watch) -> Iterator[Violation]:
 
 __all__ = [
     "ON_REQUEST", "Budget", "Case", "Exercise", "Kind", "Property", "Run", "Target", "Violation", "allowed_error",
-    "exercises", "raised",
+    "exercises",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import linecache
 import math
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -319,6 +320,13 @@ def is_learners(filename: str) -> bool:
 def source_line(filename: str, line: int) -> str:
     """`line 12: y = ...`"""
     return f"line {line}: {linecache.getline(filename, line).strip()}"
+
+
+def raised(error: BaseException) -> str:
+    """The error, and the last of the learner's own lines on the way to it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_learners(f.filename)]
+    where = [source_line(frame.filename, frame.lineno or 0) for frame in frames[-2:]]
+    return "\n".join([*where, f"{type(error).__name__}: {error}".rstrip(": ")])
 
 
 def learner_line() -> str:

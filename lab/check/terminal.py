@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from lab.check import check, collecting, progress
-from lab.check.exercise import exercises, raised
+from lab.check.exercise import exercises
+from lab.check.memory import raised
 from lab.check.progress import chapter_of
 from lab.check.report import COMPILED, FAILED, PASSED, Report
 
