@@ -12,6 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 import lab
 from lab.backends import registry
@@ -351,7 +352,7 @@ def test_a_cache_that_is_too_small_is_left_as_it_was(seed):
     cache = cache_for(model, 2, 8)
     with torch.no_grad():
         model(ids[:, :6], cache)
-        before = cache.k.clone(), cache.lengths.clone()
+        before = torch.stack(cache.k), cache.lengths.clone()
         for wrong, message in (
             (ids[:, 6:], "cache: 3 more tokens after 6 need a capacity of 9; this one's is 8"),
             (ids[:1, 6:7], "cache: holds 2 sequences; expected 1, as input_ids has"),
@@ -361,7 +362,11 @@ def test_a_cache_that_is_too_small_is_left_as_it_was(seed):
         cache.trim([6, 2])
         with pytest.raises(ValueError, match="input_ids has 2 tokens a sequence; expected 1"):
             model(ids[:, 6:8], cache)
-    assert torch.equal(cache.k, before[0]) and before[1].tolist() == [6, 6] and cache.lengths.tolist() == [6, 2]
+    assert (
+        torch.equal(torch.stack(cache.k), before[0])
+        and before[1].tolist() == [6, 6]
+        and cache.lengths.tolist() == [6, 2]
+    )
 
 
 @pytest.mark.parametrize("lengths", [[6], [6, 0], [7, 1], [1, 2, 3]])
@@ -599,6 +604,27 @@ def test_compiled(backend, seed):
 @torch.no_grad()
 def logits_of_function(function, ids):
     return function(ids)
+
+
+def test_compiled_a_layer_writes_into_its_own_part_of_the_cache(seed):
+    """What the compiler rewrites without writing in place makes no tensor of several layers' keys or values: else each
+    layer's new token could cost a copy of the whole cache."""
+    model, ids, made = ours(TINY, seed), tokens(2, 9, seed), []
+    cache = cache_for(model, 2, 400)  # a layer's is larger than anything else here
+
+    def note(graph, inputs):
+        made.extend(
+            node.meta["val"].shape for node in graph.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)
+        )
+        return graph
+
+    torch._dynamo.reset()
+    step = torch.compile(model, backend=aot_autograd(fw_compiler=note), fullgraph=True)
+    with torch.no_grad():
+        model(ids, cache)
+        step(ids[:, :1], cache)
+    assert max(made, key=math.prod) == cache.k[0].shape
+    torch._dynamo.reset()
 
 
 @pytest.mark.gpu

@@ -105,8 +105,10 @@ def test_a_model_calls_what_is_told(config, batch, new, context, last_only, monk
     assert spy.calls == told(costs.operator_calls(config, batch, new, context, last_only))
     if last_only:
         expected = costs.forward_cost(config, "model", batch, new, torch.float32, context)
-        stored = cache.k[..., :context, :].nbytes + cache.v[..., :context, :].nbytes
-        written = cache.k[..., context:, :].nbytes + cache.v[..., context:, :].nbytes
+        layers = [*cache.k, *cache.v]
+        stored, written = (
+            nbytes(*(each[..., part, :] for each in layers)) for part in (slice(context), slice(context, None))
+        )
         weights = spy.bytes_of_weights
         if config.tie_word_embeddings:
             weights -= spy.read[0].nbytes  # the tokens' rows, of a table that the head reads in full
@@ -142,7 +144,7 @@ def test_a_block_and_its_layers_call_what_is_told(config, batch, new, context, p
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     expected = spy.bytes_of_weights + nbytes(*inputs, *outputs)
     if part in ("block", "self_attn"):
-        expected += nbytes(cache.k, cache.v)
+        expected += cache.nbytes
     assert costs.forward_cost(config, part, batch, new, torch.float32, context).bytes == expected
 
 

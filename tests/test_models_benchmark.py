@@ -95,9 +95,8 @@ def test_what_is_called_is_what_a_model_does(part, phase):
     config, context = MODELS["tiny"], 0 if phase == "prefill" else 6
     if part == "model":
         cache = KVCache(config, 2, 64, device=DEVICE, dtype=torch.float32)
-        cache.k[..., :context, :], cache.v[..., :context, :] = (
-            tensor[..., :context, :] for tensor in (forward.cache.k, forward.cache.v)
-        )
+        for to, source in zip([*cache.k, *cache.v], [*forward.cache.k, *forward.cache.v], strict=True):
+            to[..., :context, :] = source[..., :context, :]
         cache.lengths += context
         cache.longest = context
         ids = forward.arguments[0]
@@ -106,13 +105,14 @@ def test_what_is_called_is_what_a_model_does(part, phase):
             logits = forward.module.use("torch")(ids, cache)
         expected = {"output": logits[:, -1]}
         for name, stored in (("keys", cache.k), ("values", cache.v)):
-            expected[name] = stored[..., context : context + ids.shape[1], :]
+            expected[name] = torch.stack(stored)[..., context : context + ids.shape[1], :]
     else:
         with torch.no_grad():
             outputs = forward.module.use("torch")(*forward.arguments)
         expected = dict(zip(("output", "residual"), outputs if isinstance(outputs, tuple) else (outputs,)))
         if forward.cache is not None:
-            expected |= {"keys": forward.cache.k[..., context:, :], "values": forward.cache.v[..., context:, :]}
+            stored = {"keys": forward.cache.k, "values": forward.cache.v}
+            expected |= {name: torch.stack(layers)[..., context:, :] for name, layers in stored.items()}
     assert set(found) == set(expected)
     for name, tensor in expected.items():
         assert torch.allclose(found[name], tensor, atol=1e-4), name
@@ -815,9 +815,12 @@ def test_a_real_run_times_training(monkeypatch, dtype):
     raw = CONFIG | {"models": {"tiny": [entry]}, "backends": ["torch", SWAPPED, "auto", "liger"]}
     record = experiments.run(config.parse("real", raw), progress=False)
     for row in record.models:
-        absent = row.error == "absent: liger-kernel is not installed"
-        assert row.error is None or absent, f"{row}: {row.error}"
-        assert absent or (row.peak_memory > 0 and row.compile_s > 0)
+        if row.error and row.backend == "liger":  # it need not be here, and its loss may branch on what is in a tensor
+            refused = row.compiled and row.error == "Unsupported: Data-dependent branching"
+            assert refused or row.error == "absent: liger-kernel is not installed"
+            continue
+        assert row.error is None, f"{row}: {row.error}"
+        assert row.peak_memory > 0 and row.compile_s > 0
     assert not record.stale()
 
 

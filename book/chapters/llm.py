@@ -496,7 +496,7 @@ show(code(LayerCache, KVCache))
 # %%
 def gib(config, batch, tokens):
     cache = KVCache(config, batch, tokens, device="meta", dtype=torch.bfloat16)
-    return (cache.k.nbytes + cache.v.nbytes) / 2**30
+    return cache.nbytes / 2**30
 
 
 models = {"llama3.2-1b": SMALL, "llama3-8b": BIG}

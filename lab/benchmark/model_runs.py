@@ -4,6 +4,7 @@ compiled."""
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from abc import ABC, abstractmethod
@@ -134,9 +135,10 @@ class ForwardPass(Task):
             layers = config.num_hidden_layers if part == "model" else 1
             shape = replace(config, num_hidden_layers=layers)
             self.cache = KVCache(shape, batch, context + new, device=device, dtype=dtype)
-            self.cache.k.normal_(generator=generator)
-            # The mean of so many random values would be next to nothing beside the rest.
-            self.cache.v.normal_(std=math.sqrt(context + new), generator=generator)
+            for k, v in zip(self.cache.k, self.cache.v, strict=True):
+                k.normal_(generator=generator)
+                # The mean of so many random values would be next to nothing beside the rest.
+                v.normal_(std=math.sqrt(context + new), generator=generator)
             self.rewind()
         self.arguments = self._arguments(device, generator)
 
@@ -190,11 +192,11 @@ class ForwardPass(Task):
     def results(self, call: Callable[[], tuple[Tensor, ...]]) -> dict[str, Tensor]:
         """What a call returns, and the keys and values that it stores. In their place is NaN before."""
         cached = {} if self.cache is None else {"keys": self.cache.k, "values": self.cache.v}
-        stored = {name: tensor[..., self.workload.context :, :] for name, tensor in cached.items()}
-        for tensor in stored.values():
-            tensor.fill_(math.nan)
+        stored = {name: [each[..., self.workload.context :, :] for each in layers] for name, layers in cached.items()}
+        for layer in itertools.chain(*stored.values()):
+            layer.fill_(math.nan)
         outputs = dict(zip(("output", "residual"), call()))
-        return outputs | {name: tensor.clone() for name, tensor in stored.items()}
+        return outputs | {name: torch.stack(layers) for name, layers in stored.items()}
 
 
 class TrainingStep(Task):

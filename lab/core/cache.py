@@ -13,7 +13,7 @@ from lab.core.config import ModelConfig
 class LayerCache(NamedTuple):
     """One layer's part of a cache, for a call with T new tokens of each of B sequences.
 
-    k, v: (B, kv_heads, capacity, head_dim), views of the cache. positions: (B, T), where the new tokens go. end: one
+    k, v: (B, kv_heads, capacity, head_dim), the cache's own. positions: (B, T), where the new tokens go. end: one
     past the last position of the longest sequence.
     """
 
@@ -37,18 +37,26 @@ class LayerCache(NamedTuple):
 class KVCache:
     """Room for `capacity` tokens of each of `batch` sequences, allocated at once.
 
-    k, v: (layers, batch, kv_heads, capacity, head_dim), zeros at first. lengths: (batch,), int64, the tokens stored of
-    each sequence; they may differ. longest: the most that any of them can be, known without asking the GPU.
+    k, v: for each layer (batch, kv_heads, capacity, head_dim), zeros at first. A tensor of its own each, because a
+    compiler that takes writing in place apart would copy all layers of a common one for what one layer writes. lengths:
+    (batch,), int64, the tokens stored of each sequence; they may differ. longest: the most that any of them can be,
+    known without asking the GPU.
     """
 
     def __init__(
         self, config: ModelConfig, batch: int, capacity: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> None:
-        shape = config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim
-        self.k, self.v = torch.zeros(2, *shape, device=device, dtype=dtype)
+        shape = batch, config.num_key_value_heads, capacity, config.head_dim
+        self.k, self.v = (
+            [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)] for _ in range(2)
+        )
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.batch, self.capacity = batch, capacity
         self.longest, self.ragged = 0, False
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (*self.k, *self.v))
 
     def positions(self, batch: int, new: int) -> Tensor:
         """(batch, new): where the next `new` tokens of each sequence go. Raises ValueError if they have no room."""
