@@ -226,7 +226,8 @@ _measured = []
 
 
 @pytest.fixture
-def record(fake_backend):
+def record(fake_backend, monkeypatch):
+    monkeypatch.setitem(sys.modules, "liger_kernel", None)  # absent, wherever this runs
     if not _measured:  # once: a record cannot be changed
         _measured.append(experiments.run(config.parse("fake", CONFIG), instruments(), progress=False))
     return _measured[0]
