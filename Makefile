@@ -29,7 +29,7 @@ test: $(READY) ## run all tests: CPU suite, notebooks, and the GPU suite where t
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -n 2 --dist loadscope tests
 	$(BIN)/python book/build_notebooks.py --check
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval -p no:cacheprovider book/notebooks
-	@if [ "$(GPU)" = 1 ]; then $(BIN)/python -m pytest -n 8 tests; else echo "No GPU on this machine: the GPU suite was not run."; fi
+	@if [ "$(GPU)" = 1 ]; then $(BIN)/python -m pytest -n 8 -m "not alone" tests && $(BIN)/python -m pytest -m "gpu and alone" tests; else echo "No GPU on this machine: the GPU suite was not run."; fi
 
 notebooks: $(READY) ## regenerate and execute book/notebooks from book/chapters (as on a machine with no GPU)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python book/build_notebooks.py

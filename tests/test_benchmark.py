@@ -322,6 +322,7 @@ def test_a_real_run_times_everything_that_can_run():
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_cache_is_cold_and_the_launch_hidden():
     x = torch.zeros(1 << 20, device="cuda")  # 4 MB, which every L2 holds

@@ -125,6 +125,7 @@ def test_calculation_passes(name, solutions):
 
 @needs_gpu
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.parametrize("name", TRITON + CUDA)
 def test_solution_passes_on_a_gpu(name, solutions):
     report = check(name, solutions[name])
@@ -144,6 +145,7 @@ def test_wrong_answer_is_caught_by_name(wrong, tmp_path):
 
 @needs_gpu
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.parametrize("wrong", WRONG.CUDA_RUN, ids=identify)
 def test_wrong_answer_is_caught_by_name_on_a_gpu(wrong, tmp_path):
     caught(wrong, tmp_path)

@@ -225,6 +225,7 @@ def test_a_trap_needs_a_gpu(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", [name for name in traps.TRAPS if name not in ("zeros", "drift")])
 def test_on_a_gpu_the_wrong_way_is_wrong(name):
