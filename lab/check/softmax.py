@@ -206,7 +206,7 @@ ONLINE = Exercise(
             block=64,
         ),
     ),
-    Budget({"x": 2}, {"y": 1}, (), Case((4, 200), padding=56, parameters={"block": 64}), SCORES, 0.5),
+    Budget({"x": 2}, {"y": 1}, (), Case((4, 200), padding=56, parameters={"block": 64}), SCORES, 0.3),
 )
 
 _some_rows = (Case((1, 8)), Case((4, 8)), Case((3, 64)), Case((3, 64), seed=2))

@@ -74,7 +74,8 @@ def profile(model: Module, step: Callable[[], object], steps: int = 3, trace: Pa
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     for _ in range(2):
         step()
-    with named_ranges(model), torch.profiler.profile(activities=activities) as profiler:
+    # acc_events: there is one cycle, and so no events to lose; without it some versions of PyTorch warn of that.
+    with named_ranges(model), torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         for _ in range(steps):
             step()
         if on_gpu:
