@@ -8,6 +8,7 @@ import pytest
 from test_benchmark import CEILINGS, ENVIRONMENT
 from test_models_benchmark import compile_with, instruments
 
+from lab.backends import registry
 from lab.benchmark import config, experiments, records, report, timing
 from lab.benchmark.figures import COLOURS, OTHER
 from lab.benchmark.models import ModelRow, ModelWorkload
@@ -232,8 +233,12 @@ def test_the_experiment_times_every_kernel_that_it_replaces():
         if call.operator in operators
     }
     assert timed == called
-    named = {part.partition("=")[0] for choice in experiment.backends for part in choice.split(",")} - {"torch"}
-    assert named == operators
+    chosen = {part for choice in experiment.backends for part in choice.split(",")} - {"torch"}
+    assert {part.partition("=")[0] for part in chosen} == operators
+    best = {(op, registry.ladder(op, backend)[-1]) for op, _, backend in (part.partition("=") for part in chosen)}
+    assert best == {
+        (op, rung) for op in operators for each in experiment.implementations for rung in config.rungs(op, each)
+    }
 
 
 @pytest.mark.cpu
