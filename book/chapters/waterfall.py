@@ -308,8 +308,8 @@ else:
 # %% [markdown]
 # <details><summary>Question: the gain of both, is it the product of the two gains?</summary>
 #
-# No. Once the products take less time, the norms have a larger share of what is left; once they take more, a smaller one. What adds
-# up is the time saved, not the factors. For small gains the difference is small as well.
+# No. Once the products take less time, the norms have a larger share of what is left; once they take more, a smaller
+# one. What adds up is the time saved, not the factors. For small gains the difference is small as well.
 #
 # </details>
 #
