@@ -134,7 +134,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--dtype", choices=DTYPE_NAMES, help="default: the checkpoint's")
     export.set_defaults(command=_export)
 
-    profile = commands.add_parser("profile", help="where the time of a model goes, operator by operator")
+    profile = commands.add_parser(
+        "profile", help="where the time of a model goes, operator by operator",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="the same run in Nsight Systems:\n"
+        "  nsys profile --trace=cuda,nvtx --capture-range=cudaProfilerApi --output=step \\\n"
+        "      python -m lab profile --model MODEL --mark\n"
+        "  nsys-ui step.nsys-rep",
+    )  # fmt: skip
     profile.add_argument(
         "--model", required=True, metavar="MODEL", help="a shape's name, or a folder; weights are random"
     )

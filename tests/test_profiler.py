@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -151,3 +152,13 @@ def test_the_command(capsys, phase, tmp_path):
 def test_a_profile_of_nothing(capsys, argv):
     assert cli.main(["profile", "--model", "tiny", *argv]) == 2
     assert "expected at least 1, and at most 255 tokens" in capsys.readouterr().err
+
+
+def test_the_help_opens_the_same_run_in_nsight_systems(capsys):
+    """With the command that the chapter explains."""
+    with pytest.raises(SystemExit):
+        cli.main(["profile", "--help"])
+    told = capsys.readouterr().out
+    command = next(line.strip() for line in told.splitlines() if "nsys profile" in line)
+    chapter = Path(__file__).parents[1] / "book/chapters/profiling.py"
+    assert f"# {command.partition('--output')[0]}" in chapter.read_text() and "--mark" in told.partition(command)[2]

@@ -2,14 +2,18 @@
 must come out can be told by hand."""
 
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_benchmark import CEILINGS, ENVIRONMENT
 from test_models_benchmark import compile_with, instruments
 
+from lab import notebook
+from lab.backends import registry
 from lab.benchmark import config, experiments, records, report, timing
-from lab.benchmark.figures import COLOURS, OTHER
+from lab.benchmark.figures import COLOURS, OTHER, Figure
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 from lab.benchmark.waterfall import amdahl, choices, kernels_us, steps, time_table, waterfall, waterfall_table
@@ -220,6 +224,14 @@ def test_the_report_draws_it(monkeypatch):
     assert "## From kernel to training step" not in report.blocks(replace(RECORD, models=()))
 
 
+def test_a_report_where_torch_could_not_be_compiled():
+    """There is nothing to hold the compiled choices against, and nothing is drawn of them."""
+    models = tuple(each for each in RECORD.models if each.backend != "torch" or not each.compiled)
+    blocks = list(report.blocks(replace(RECORD, models=models)))
+    assert waterfall(RECORD, False) in blocks
+    assert not [each for each in blocks if isinstance(each, Figure) and "torch compiled" in each.alt.partition(":")[0]]
+
+
 def test_the_experiment_times_every_kernel_that_it_replaces():
     """At every shape and in every direction that its models give them; and no other."""
     experiment = config.load("waterfall")
@@ -232,8 +244,12 @@ def test_the_experiment_times_every_kernel_that_it_replaces():
         if call.operator in operators
     }
     assert timed == called
-    named = {part.partition("=")[0] for choice in experiment.backends for part in choice.split(",")} - {"torch"}
-    assert named == operators
+    chosen = {part for choice in experiment.backends for part in choice.split(",")} - {"torch"}
+    assert {part.partition("=")[0] for part in chosen} == operators
+    best = {(op, registry.ladder(op, backend)[-1]) for op, _, backend in (part.partition("=") for part in chosen)}
+    assert best == {
+        (op, rung) for op in operators for each in experiment.implementations for rung in config.rungs(op, each)
+    }
 
 
 @pytest.mark.cpu
@@ -281,3 +297,81 @@ def test_a_small_one_runs_from_end_to_end(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "auto.json").read_text())["NVIDIA Fake 80GB"].keys() == {
         "rmsnorm", "add_rmsnorm", "linear",
     }  # fmt: skip
+
+
+# The chapter ----------------------------------------------------------------------------------------------------------
+
+CHAPTER = Path(__file__).parents[1] / "book/chapters/waterfall.py"
+GPU = replace(CEILINGS, copy_gbps=4000.0, matmul_tflops=700.0)  # about an H200's
+
+
+def measured_so(gain: float, around: float = 1.0, fails: str = "") -> Record:
+    """A record of the experiment: our kernels are `gain` times as fast as the peers', and a compiled whole that has
+    them takes `around` times as long as they explain. What runs our `fails` has an error in place of a time."""
+    experiment = config.load("waterfall")
+    rungs = {"rmsnorm": ("triton", "tuned"), "add_rmsnorm": ("triton", "tuned"), "linear": ("cuda", "wgmma")}
+    rows, us = [], {}
+    for each in experiment.workloads:
+        cost = registry.operator(each.operator).cost(each.shape, each.torch_dtype, each.direction)
+        floor = GPU.floor_us(cost)
+        for who in (EAGER, COMPILED, rungs[each.operator]):
+            us[each.operator, each.shape, each.direction, who] = took = 1.5 * floor / (1 if who[0] == PEER else gain)
+            made = Row(
+                each.operator, *who, None, each.direction, each.shape, each.dtype, 0, cost.flops, cost.bytes, floor
+            )
+            timed = {"timing": times(took), "gbps": 1.0, "tflops": 1.0, "fraction": floor / took}
+            broken = who[0] != PEER and each.operator == fails
+            rows.append(replace(made, **({"error": "it broke"} if broken else timed)))
+    models = []
+    for workload in experiment.models:
+        for backend in experiment.backends:
+            for compiled in experiment.compile:
+                ours = {op for op in rungs if f"{op}=" in backend} & {call.operator for call in workload.calls}
+                took = 7e-6 * workload.config.parameters if workload.level == "training" else 0.0
+                for call in workload.calls:
+                    who = rungs[call.operator] if call.operator in ours else COMPILED if compiled else EAGER
+                    cost = call.cost(workload.torch_dtype, workload.direction)
+                    rest = (1.2 if compiled else 2.0) * GPU.floor_us(cost)
+                    took += call.count * us.get((call.operator, call.shape, workload.direction, who), rest)
+                took *= around if ours and compiled else 1.0
+                ran = {call.operator: "torch:eager" for call in workload.calls} | {
+                    op: ":".join(rungs[op]) for op in ours
+                }
+                made = ModelRow(workload, backend, compiled, 1, 1, 1.0, implementations=ran)
+                timed = {"timing": times(took + 50), "graph_us": None if workload.level == "training" else took}
+                broken = fails in ours or (backend != "torch" and not ours)
+                models.append(replace(made, **({"error": "it broke"} if broken else timed)))
+    return replace(RECORD, ceilings=GPU, rows=tuple(rows), models=tuple(models))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize(
+    "planted, says",
+    [
+        (
+            {"gain": 1.2},
+            ["torch.compile wins 0. A swap wins 10: norms in the norm; products in the MLP",
+             "No swap has made a whole slower", "shows no lost fusion", "candidate with kernels of ours wins: norm"],
+        ),
+        (
+            {"gain": 0.8},
+            ["torch.compile wins 12 (slower kernel: 12). A swap wins none", "eager mode: norms in the norm",
+             "no kernel of ours, wins: norm, MLP, block and model. No difference but noise: training step"],
+        ),
+        (
+            {"gain": 1.2, "around": 1.3},
+            ["lost around the kernel: 13", "only then: block, model and training step. That is what a lost fusion"],
+        ),
+        ({"gain": 1.2, "fails": "linear"}, ["torch.compile wins 0. A swap wins 2: norms in the norm"]),
+        ({"gain": 1.2, "fails": "add_rmsnorm"}, ["torch.compile wins 0. A swap wins 5: products in the MLP"]),
+    ],
+    ids=["faster", "slower", "in the way", "no products", "no norms"],
+)  # fmt: skip
+def test_the_chapter_says_what_its_record_says(planted, says, monkeypatch):
+    """Whatever that is, and whatever is missing."""
+    shown: list[object] = []
+    monkeypatch.setattr(notebook, "show", lambda *things: shown.extend(things))
+    monkeypatch.setattr(records, "published", lambda name, gpu=None: measured_so(**planted))
+    runpy.run_path(str(CHAPTER))
+    text = "\n".join(map(str, shown))
+    assert not [each for each in says if each not in text]

@@ -10,7 +10,7 @@ from lab.benchmark import config, records
 from lab.benchmark.figures import Figure, ladder, timing_errors, tokens_per_second
 from lab.benchmark.records import Record
 from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table, trap_table
-from lab.benchmark.waterfall import choices, time_table, waterfall, waterfall_table
+from lab.benchmark.waterfall import choices, steps, time_table, waterfall, waterfall_table
 from lab.files import write_text
 from lab.profiling import roofline
 
@@ -51,9 +51,10 @@ def blocks(record: Record) -> Iterator[Block]:
             yield tokens_per_second(record, workload)
     if replacing := choices(record):
         yield "## From kernel to training step"
-        for compiled in sorted({row.compiled for row in record.models if row.timing and row.backend in replacing}):
-            yield waterfall(record, compiled)
-            yield from (waterfall_table(record, backend, compiled) for backend in replacing)
+        for compiled in (False, True):
+            if any(step.measured for backend in replacing for step in steps(record, backend, compiled)):
+                yield waterfall(record, compiled)
+                yield from (waterfall_table(record, backend, compiled) for backend in replacing)
         # Not of a layer: alone it finds in cache what its kernels by themselves do not, and takes less time than they.
         whole = (workload for workload in record.model_workloads() if workload.level != "layer")
         yield from (time_table(record, workload) for workload in whole)
