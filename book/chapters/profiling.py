@@ -537,28 +537,33 @@ made_by(lambda first, second, token: write_tokens((first, second), token), torch
 
 # %% [markdown]
 # **Prediction:** with that alone changed, a compiled step needs hardly any memory beside its cache, like an eager one, and
-# its graph is the faster one. (This is the cache of `lab.core` today, and of the rest of this chapter.)
+# its graph is the faster one. (This is the cache of `lab.core` today.)
 
 # %% tags=["remove-input"]
-assert record.environment.gpu == earlier.environment.gpu
-rows = []
-for workload in (decode, SLICED):
-    for said, by in (("one tensor", earlier), ("a tensor for each layer", record)):
-        eager, compiled = measured(workload, by=by), measured(workload, "torch compiled", by)
-        numbers = eager.graph_us, compiled.graph_us, compiled.timing.median_us, compiled.peak_memory / 1e6
-        rows.append([f"{name(workload)}, {said}", *(f"{number:.0f}" for number in numbers)])
-show(Table(["GPU alone", "eager us", "compiled us", "by the host's clock", "compiled MB"], rows, long_names=True))
+def outcome():
+    """Of the change, if the record of the model is of the same GPU and has it: its compiled steps need no second cache."""
+    tasks = (decode, SLICED)
+    mended = all(measured(each, "torch compiled").peak_memory < cache_bytes(each) / 2 for each in tasks)
+    if not mended or record.environment.gpu != earlier.environment.gpu:
+        show("No record holds the two caches against each other on one GPU yet, so this stays a prediction.")
+        return
+    rows = []
+    for each in tasks:
+        for said, by in (("one tensor", earlier), ("a tensor for each layer", record)):
+            eager, compiled = measured(each, by=by), measured(each, "torch compiled", by)
+            numbers = eager.graph_us, compiled.graph_us, compiled.timing.median_us, compiled.peak_memory / 1e6
+            rows.append([f"{name(each)}, {said}", *(f"{number:.0f}" for number in numbers)])
+    show(Table(["GPU alone", "eager us", "compiled us", "by the host's clock", "compiled MB"], rows, long_names=True))
+    gains = [f"{graph(each, 'torch compiled', earlier) / graph(each, 'torch compiled', record):.2f}" for each in tasks]
+    hosts = [f"{times(each, 'torch compiled', earlier)[0] / times(each, 'torch compiled')[0]:.2f}" for each in tasks]
+    faster = [each for each in tasks if graph(each, "torch compiled", record) < graph(each, "torch eager", record)]
+    show(
+        f"**Outcome.** The compiled graphs are {gains[0]} and {gains[1]} times as fast as they were; {len(faster)} of the {len(tasks)} are "
+        f"faster than the eager ones. By the host's clock the change brought {hosts[0]} and {hosts[1]}."
+    )
 
-# %% tags=["remove-input"]
-for workload in (decode, SLICED):
-    now, then = (measured(workload, "torch compiled", by) for by in (record, earlier))
-    assert now.graph_us < measured(workload).graph_us and now.peak_memory < then.peak_memory / 10
-gains = [f"{graph(w, 'torch compiled', earlier) / graph(w, 'torch compiled', record):.2f}" for w in (decode, SLICED)]
-hosts = [f"{times(w, 'torch compiled', earlier)[0] / times(w, 'torch compiled')[0]:.2f}" for w in (decode, SLICED)]
-show(
-    f"**Outcome.** The compiled graphs are {gains[0]} and {gains[1]} times as fast as they were, and faster than the eager ones. By the "
-    f"host's clock the change brought {hosts[0]} and {hosts[1]}."
-)
+
+outcome()
 
 # %% [markdown]
 # Nobody had seen it by the host's clock, where the compiled model was faster all the same. That is what two clocks are

@@ -40,7 +40,6 @@ PHRASES = {
     "roofline": "both axes logarithmic",
     "softmax": "online softmax",
     "timing": "same work, at another clock",
-    "waterfall": "five wholes with the same kernels",
 }
 CHAPTERS = sorted(path.stem for path in (ROOT / "book/chapters").glob("*.py"))
 
