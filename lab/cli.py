@@ -530,7 +530,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         arguments.model = checkpoint.SHIPPED / OWN_MODEL
         if not arguments.model.is_dir():
-            raise ValueError("--model is missing, and this lab comes with no model; expected a folder")
+            made = f"this lab comes with no model (`lab record {OWN_MODEL}` trains one, on a GPU)"
+            raise ValueError(f"--model is missing, and {made}; expected a folder")
     model = _load(arguments, arguments.backend)
     for piece in generate_text(model, arguments.prompt, arguments.max_new_tokens, sampling):
         print(piece, end="", flush=True)

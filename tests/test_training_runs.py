@@ -1,6 +1,7 @@
 """Experiments that train, on a machine with no GPU: the ceilings are faked, all else runs, on a tiny shape."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from test_training import RAW, changed
 from lab import cli, datasets
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.benchmark import records, report, training_runs
+from lab.benchmark import figures, records, report, training_runs
 from lab.benchmark.instruments import Instruments
 from lab.benchmark.records import RecordError, experiments_folder
 from lab.config import ConfigError
@@ -165,14 +166,87 @@ def test_published_records_are_valid_and_not_taken_for_others():
             assert training_runs.read_record(path).experiment == name and path not in others
 
 
+def test_the_published_record_is_found(house, monkeypatch):
+    monkeypatch.setattr(records, "experiments_folder", lambda: house / "experiments")
+    with pytest.raises(FileNotFoundError, match="no record of experiment 'one' in"):
+        training_runs.published("one")
+    path = training_runs.record("one", house / "experiments" / "one")
+    for gpu in (None, ENVIRONMENT.gpu):
+        assert training_runs.published("one", gpu) == training_runs.read_record(path)
+    with pytest.raises(FileNotFoundError, match="no record of experiment 'one' on Another in"):
+        training_runs.published("one", "Another")
+
+
+# How far runs are apart, and their figures ---------------------------------------------------------------------------
+
+NORMS = "torch,add_rmsnorm=triton,rmsnorm=triton:naive"
+
+
+def run(backend: str, seed: int, *validation: float, **other) -> training_runs.TrainingRun:
+    losses = tuple(6.0 - step / 10 + seed for step in range(4))
+    return training_runs.TrainingRun(backend, seed, None, {}, losses, (2, 4), validation, 1.0, 1.0, 1.0, 0.1, **other)
+
+
+def a_record(*runs: training_runs.TrainingRun) -> training_runs.TrainingRecord:
+    about = {"steps": 4, "evaluation": {"every": 2}}
+    return training_runs.TrainingRecord(
+        training_runs.SCHEMA, "planted", about, "", ENVIRONMENT, CEILINGS, "", 1, 1, 2.5, runs
+    )
+
+
+SEEDS = (run("torch", 0, 3.0, 2.0), run("torch", 1, 3.5, 2.2), run("torch", 2, 3.1, 1.9))
+FAILED = training_runs.TrainingRun("torch,linear=cuda", 0, "cannot run: no GPU")
+
+
+def test_the_spread_of_seeds():
+    inside, low, high = run(NORMS, 0, 3.01, 2.1), run("torch,linear=cuda", 1, 2.9, 2.2), run(NORMS, 2, 3.1, 2.3)
+    found = training_runs.spread(a_record(inside, *SEEDS, FAILED, low, high, run(NORMS, 3, 3.0, 2.0)))
+    assert found.seeds == SEEDS and found.others == (inside, low, high)  # no seed 3 on PyTorch, and one that failed
+    assert [other.runs_on for other in found.others] == ["triton", "cuda", "triton"]
+    assert [found.twin(other).seed for other in found.others] == [0, 1, 2]
+    assert [found.outside(other) for other in found.others] == [[], [2], [4]]
+    assert [found.off_twin(other) for other in found.others] == pytest.approx([0.1, 0.6, 0.4])
+    assert found.seeds_apart() == pytest.approx([0.1, 0.4, 0.5])
+
+
+@pytest.mark.parametrize("runs", [(), SEEDS[:1], (*SEEDS[:1], FAILED, run(NORMS, 1, 3.0, 2.0))])
+def test_one_seed_has_no_spread(runs):
+    with pytest.raises(ValueError, match=rf"the record has {min(1, len(runs))} runs on PyTorch; expected at least 2"):
+        training_runs.spread(a_record(*runs))
+
+
+def test_a_loss_curve():
+    drawn = figures.loss_curve(a_record(SEEDS[0]))
+    told = (
+        "trained on 6.00 at step 1, 5.70 at step 4; held out 3.00 after 2 steps and 2.00 after 4; a bigram model 2.50."
+    )
+    assert drawn.alt == f"Loss of planted on {ENVIRONMENT.gpu}, nats a token: {told}"
+    assert ">a bigram model</text>" in drawn.svg and drawn == figures.loss_curve(a_record(SEEDS[0]))
+    words = replace(a_record(SEEDS[0]), bigram_loss=None)
+    assert "bigram" not in figures.loss_curve(words).svg
+    with pytest.raises(ValueError, match="the run did not come to its end: cannot run: no GPU"):
+        figures.loss_curve(a_record(FAILED))
+
+
+def test_the_spread_is_drawn():
+    other = run(NORMS, 0, 3.01, 2.1)
+    drawn = figures.seed_spread(a_record(*SEEDS, other))
+    assert "two of torch's 3 seeds are 0.1 to 0.5 apart; triton is off torch with seed 0 by at most 0.1." in drawn.alt
+    for label in ("torch, 3 seeds", "torch, seed 0", "triton, seed 0"):
+        assert drawn.svg.count(f">{label}</text>") == 1
+    assert drawn == figures.seed_spread(a_record(*SEEDS, other))
+    moved = replace(other, losses=(6.0, 5.9, 5.8, 5.8))
+    assert figures.seed_spread(a_record(*SEEDS, moved)).svg != drawn.svg
+
+
 # The model that comes with the lab -----------------------------------------------------------------------------------
 
 
 def test_generate_without_a_model_takes_the_labs_own(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
     assert cli.main(["generate", "--prompt", "a"]) == 2
-    said = "lab generate: --model is missing, and this lab comes with no model; expected a folder\n"
-    assert capsys.readouterr() == ("", said)
+    why = "this lab comes with no model (`lab record pydoc` trains one, on a GPU)"
+    assert capsys.readouterr() == ("", f"lab generate: --model is missing, and {why}; expected a folder\n")
     model = LLM(parse(RAW, tmp_path).model)
     model.tokenizer = datasets.byte_level()
     model.save_pretrained(tmp_path / "pydoc")
