@@ -27,6 +27,7 @@ from lab.ops.operator import DTYPE_NAMES
 if TYPE_CHECKING:
     from lab.benchmark.config import Experiment
     from lab.benchmark.records import Record
+    from lab.benchmark.training_runs import TrainingRecord
     from lab.core import LLM, ModelConfig
 
 WIDTH = 80
@@ -465,15 +466,22 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from lab.benchmark import records, report
+    from lab.benchmark import records, report, training_runs
 
     if bool(arguments.experiment) == arguments.all:
         raise ValueError("expected either the NAME of an experiment or --all")
-    paths = [(name, path) for name, path in report.all_records() if arguments.all or name == arguments.experiment]
-    if not paths:
+
+    def wanted(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        return [(name, path) for name, path in found if arguments.all or name == arguments.experiment]
+
+    measured: list[tuple[str, Path, Record | TrainingRecord]] = [
+        *((name, path, records.read(path)) for name, path in wanted(report.all_records())),
+        *((name, path, training_runs.read_record(path)) for name, path in wanted(report.training_records())),
+    ]
+    if not measured:
         raise ValueError(f"no published record{'' if arguments.all else f' of experiment {arguments.experiment!r}'}")
-    for name, path in paths:
-        print(report.write(records.read(path), arguments.output / name / path.stem, arguments.html))
+    for name, path, record in measured:
+        print(report.write(record, arguments.output / name / path.stem, arguments.html))
     if arguments.all and (missing := report.not_recorded()):
         print(f"not yet recorded: {', '.join(missing)}", file=sys.stderr)
     return 0

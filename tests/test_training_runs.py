@@ -12,7 +12,7 @@ from test_training import RAW, changed
 from lab import cli, datasets
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.benchmark import figures, records, report, training_runs
+from lab.benchmark import config, figures, records, report, training_runs
 from lab.benchmark.instruments import Instruments
 from lab.benchmark.records import RecordError, experiments_folder
 from lab.config import ConfigError
@@ -42,7 +42,8 @@ def one_thread_and_one_cache(monkeypatch, tmp_path_factory):
 @pytest.fixture
 def house(monkeypatch, tmp_path):
     """A folder of experiments with two in it."""
-    monkeypatch.setattr(training_runs, "experiments_folder", lambda: tmp_path / "experiments")
+    for module in (training_runs, records, config):
+        monkeypatch.setattr(module, "experiments_folder", lambda: tmp_path / "experiments")
     monkeypatch.setattr(training_runs, "gpu_instruments", lambda: INSTRUMENTS)
     raw = changed(steps=3, optimizer__warmup=1, evaluation__every=2, evaluation__sequences=2, batch__sequences=1)
     for name in ("one", "several"):
@@ -99,19 +100,19 @@ def test_a_single_run_gives_its_model(house, capsys, monkeypatch):
     out = capsys.readouterr().out
     record = training_runs.read_record(house / "out" / "results" / "nvidia-fake-80gb.json")
     assert f"a bigram model's validation loss: {record.bigram_loss:.4f}\nwrote {house}/out/results" in out
-    config = training_runs.configs("one")[0]
+    trained = training_runs.configs("one")[0]
     model = LLM.from_pretrained(house / "out" / "model")
     assert model.embed_tokens.weight.dtype == torch.bfloat16 and model.tokenizer.encode("é").ids == list("é".encode())
     held_out = datasets.spaced_windows(datasets.load(None, None, 0.1).validation, 17, 2)
-    loss = Trainer(config, model.float()).evaluate(held_out)
+    loss = Trainer(trained, model.float()).evaluate(held_out)
     assert record.runs[0].validation_losses[-1] == pytest.approx(loss, rel=1e-4)
     monkeypatch.setattr(training_runs, "SHIPPED", house / "models")
     assert cli.main(["record", "one"]) == 0
     weights = house / "models" / "one" / "model.safetensors"
     assert weights.read_bytes() == (house / "out" / "model" / "model.safetensors").read_bytes()
     assert (house / "experiments" / "one" / "results" / "nvidia-fake-80gb.json").exists()
-    monkeypatch.setattr(records, "experiments_folder", lambda: house / "experiments")
-    assert report.all_records() == []  # which `lab report` could not read
+    assert report.all_records() == [] and len(report.training_records()) == 1
+    assert report.not_recorded() == ["several"]
 
 
 def test_when_no_run_ends_nothing_is_written(house, fake):
@@ -154,9 +155,9 @@ def test_a_bad_record_is_named(house, change, message):
 
 @pytest.mark.parametrize("name", training_runs.names())
 def test_an_experiment_of_the_book_is_valid(name):
-    for config in training_runs.configs(name):
-        assert config.model.parameters * 2 < 4 << 20  # bytes in bfloat16
-        assert config.batch.length <= config.model.max_position_embeddings
+    for each in training_runs.configs(name):
+        assert each.model.parameters * 2 < 4 << 20  # bytes in bfloat16
+        assert each.batch.length <= each.model.max_position_embeddings
 
 
 def test_published_records_are_valid_and_not_taken_for_others():
@@ -166,8 +167,7 @@ def test_published_records_are_valid_and_not_taken_for_others():
             assert training_runs.read_record(path).experiment == name and path not in others
 
 
-def test_the_published_record_is_found(house, monkeypatch):
-    monkeypatch.setattr(records, "experiments_folder", lambda: house / "experiments")
+def test_the_published_record_is_found(house):
     with pytest.raises(FileNotFoundError, match="no record of experiment 'one' in"):
         training_runs.published("one")
     path = training_runs.record("one", house / "experiments" / "one")
@@ -237,6 +237,21 @@ def test_the_spread_is_drawn():
     assert drawn == figures.seed_spread(a_record(*SEEDS, other))
     moved = replace(other, losses=(6.0, 5.9, 5.8, 5.8))
     assert figures.seed_spread(a_record(*SEEDS, moved)).svg != drawn.svg
+
+
+@pytest.mark.parametrize("name", ["one", "several"])
+def test_report(house, fake, capsys, name):
+    assert cli.main(["report", name]) == 2
+    training_runs.record(name, house / "experiments" / name)
+    assert cli.main(["report", name, "--output", str(house / "reports")]) == 0
+    path = house / "reports" / name / "nvidia-fake-80gb"
+    assert capsys.readouterr().out == f"{path / 'report.md'}\n"
+    text, record = (path / "report.md").read_text(), training_runs.published(name)
+    assert f"# {name} on NVIDIA Fake 80GB" in text and training_runs.table(record).markdown() in text
+    assert f"a bigram model has a loss of {record.bigram_loss:.4f}." in text
+    drawn = figures.loss_curve(record) if name == "one" else figures.seed_spread(record)
+    assert (path / "figure-1.svg").read_text() == drawn.svg and f"![{drawn.alt}](figure-1.svg)" in text
+    assert ("needs Hopper" in text) == (name == "several")
 
 
 # The model that comes with the lab -----------------------------------------------------------------------------------
