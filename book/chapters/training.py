@@ -328,7 +328,6 @@ def less(row, than):
     return f"{abs(change):.1f}% {'less' if change > 0 else 'more'} time than {than.label}"
 
 
-assert not any(row.stale(step_record.environment.launchers_gpu) for row in timed.values())
 show(
     f"**Outcome.** Eager PyTorch takes {ms(eager):.0f} ms, {ms(eager) / in_eager:.2f} times the prediction: {mfu(ms(eager)):.0f}% "
     f"MFU. Compiled it takes {ms(compiled):.0f} ms, {ms(compiled) / at_floor:.2f} times what was predicted of it: "
@@ -355,13 +354,14 @@ print(datasets.byte_level().encode("int é").ids)
 # %% [markdown]
 # The reference changes with Python's version, so a hash of it goes into the record. Topics quote each other, and a paragraph
 # is kept only where it first comes: or the model would be validated on what it was trained on. The last tenth is held
-# out. The text of the Python that runs this page (so that this cell, one of few, is not compared):
+# out. Here is the text of the Python that runs this page. (So this cell is one of the few that are not compared.)
 
 # %% tags=["nbval-ignore-output"]
 data = curve.config["data"]
 dataset = datasets.load(None, None, data["validation"])
-same = "that of the record" if dataset.digest == curve.data else "another one than that of the record"
-print(f"Python {sys.version.split()[0]}: {len(dataset.train)} bytes to train on, {len(dataset.validation)} held out; it is {same}")
+same = "that of" if dataset.digest == curve.data else "another one than that of"
+print(f"Python {sys.version.split()[0]}: {len(dataset.train)} bytes to train on, {len(dataset.validation)} held out;")
+print(f"it is {same} the record, which is Python {curve.environment.python}'s.\n")
 begin = len(dataset.validation) // 2
 print(dataset.tokenizer.decode(dataset.validation[begin : begin + 320].tolist()))
 
@@ -401,26 +401,34 @@ show(Table(["after step", "nats a byte", "bits a byte", "less the bigram model's
 
 # %% tags=["remove-input"]
 warmup = curve.config["optimizer"]["warmup"]
-below = next((step for step, loss in enumerate(run.losses, start=1) if loss < curve.bigram_loss), None)
-assert below is not None
-early = f"in the warm-up, at step {below}" if below <= warmup else f"at step {below}, after the warm-up, which has {warmup} steps"
-gap = run.losses[-1] - run.validation_losses[-1]
+ends = dict(zip(run.evaluated, run.validation_losses))
+lately = sum(run.losses[-20:]) / 20
+read = curve.config["steps"] * curve.config["batch"]["sequences"] * curve.config["batch"]["length"]
+assert ends[warmup] < curve.bigram_loss and lately < 0.9 * run.validation_losses[-1]
 show(
-    f"**Outcome.** The loss on the text that it is trained on first falls below the bigram model's {early}. At the end the "
-    f"model needs {bits(run.validation_losses[-1]):.2f} bits for a byte that it has not seen, the bigram model "
-    f"{bits(curve.bigram_loss):.2f}."
+    f"**Outcome.** After the {warmup} steps of the warm-up the model is just ahead of the bigram model, {ends[warmup]:.2f} to "
+    f"{curve.bigram_loss:.2f}. At the end it needs {bits(run.validation_losses[-1]):.2f} bits for a byte that it has not seen, the "
+    f"bigram model {bits(curve.bigram_loss):.2f}. On the text that it is trained on it is better still, {lately:.2f} nats over the "
+    f"last twenty steps: of {read / 1e6:.1f} million bytes it has read, most were not new to it, and it has begun to learn the text "
+    "by heart."
 )
 
 # %%
 show(training_runs.table(curve))
 
 # %% tags=["remove-input"]
-assert run.mfu < 0.2
+alike = [each for each in backends.runs if each.runs_on == "torch"]
+plain = sorted(each.seconds for each in alike)[len(alike) // 2]
+assert run.mfu < 0.05 and plain < run.seconds and "cuda" in str(run.implementations) and backends.flops == curve.flops
 show(
     f"Look at the MFU: {100 * run.mfu:.1f}%. The step has {curve.flops / 1e12:.2f} TFLOP, which the GPU could do in "
     f"{curve.flops / curve.ceilings.matmul_tflops / 1e9:.2f} ms; it took {run.seconds * 1e3:.1f}. The model is far too small for this "
     "GPU: its operators are over before the next ones have been launched. To train it faster, launch less: *Where the time "
-    "goes* says how to tell."
+    "goes* says how to tell.\n\n"
+    f"The lab's own kernels do not help here, on the contrary. This run was on `{curve.config['backend']}`, which is "
+    f"{', '.join(f'{what} for {op}' for op, what in run.implementations.items() if not what.startswith('torch'))}. The same step with "
+    f"PyTorch's operators takes {plain * 1e3:.1f} ms ({len(alike)} runs of the experiment below, the middle one). To launch a "
+    "kernel from Python takes more of the CPU's time than from PyTorch's C++, and in this model launches are all that there is."
 )
 
 # %% [markdown]
@@ -443,15 +451,15 @@ def continued(prompt, count):
 
 
 leads = []
-for prompt in ("The ", "An object ", "for x in "):
-    text, lead = continued(prompt, 100)
+for prompt in ("The ", "A function ", "def f("):
+    text, lead = continued(prompt, 90)
     leads.append(lead)
     print(repr(text))
-assert min(leads) > 1e-4  # far more than rounding: every machine writes the same
+assert min(leads) > 1e-3  # far more than rounding: every machine writes the same
 
 # %% [markdown]
-# Words, grammar, the manual's tone: and no sense. With the likeliest byte each time, such a model soon walks in circles.
-# Drawing among the likely ones breaks them. (The draw depends on the version of PyTorch, so this cell is not compared.)
+# Words, the manual's tone, and no sense. Always taking the likeliest byte, such a model soon walks in circles. Drawing among
+# the likely ones breaks them. (What is drawn depends on the version of PyTorch, so this cell is not compared either.)
 
 # %% tags=["nbval-ignore-output"]
 sampling = Sampling(temperature=0.8, top_p=0.95, seed=0)
@@ -525,11 +533,11 @@ print("the same weights, byte for byte:", weights_of(killed) == weights_of(whole
 # A kernel that passes its tests still rounds in its own way. In one pass that is a matter of the last bits. But a training
 # run is hundreds of steps, each of which starts from what the one before has left, and differences grow. **How far may two
 # backends drift apart?** There is no bound to be had from theory. What can be asked is whether they are farther apart
-# than what one changes without a thought: the seed. So the experiment trains the same model for
-# 200 steps with five seeds on PyTorch, and with the first of them on the lab's kernels.
+# than what one changes without a thought: the seed. So the experiment trains the model above for 200 steps with five seeds on
+# PyTorch, and with the first of them on the lab's kernels.
 #
-# **Prediction:** the runs on other backends follow PyTorch's with the same seed closely at first and then less and less, and in
-# the end are as good as any seed, because rounding is unbiased: it pushes the weights nowhere in particular.
+# **Prediction:** a run on another backend follows PyTorch's with the same seed closely at first and then less and less; in the
+# end it is as good as any seed, because rounding is unbiased: it pushes the weights nowhere in particular.
 
 # %% tags=["remove-input"]
 found = training_runs.spread(backends)
@@ -537,6 +545,7 @@ show(seed_spread(backends))
 
 # %% tags=["remove-input"]
 assert {other.runs_on for other in found.others} == {"triton", "cuda"} and len(found.seeds) == 5
+assert backends.config["steps"] == 200 and backends.config["model"] == curve.config["model"]
 assert all(other.error is None for other in backends.runs)
 ran = [f"{other.runs_on} for " + ", ".join(op for op, what in other.implementations.items() if what.startswith(other.runs_on))
        for other in found.others]
@@ -556,23 +565,49 @@ show(Table(["after step", "least of five", "greatest of five", *(f"{label}, seed
 
 # %% tags=["remove-input"]
 apart = found.seeds_apart()
-middle_of = apart[len(apart) // 2]
-verdicts = []
-for other in found.others:
-    outside, distance = found.outside(other), found.off_twin(other)
-    inside = "lies inside the five seeds' spread at every evaluation" if not outside else (
-        f"lies outside the five seeds' spread after {', '.join(map(str, outside))} steps")
-    verdicts.append(f"{other.runs_on} {inside}, and is at most {distance:.4f} off PyTorch with the same seed")
-    assert distance < middle_of, other.runs_on  # or the next sentence is false
+off = [found.off_twin(other) for other in found.others]
+assert max(off) < apart[0]  # or the next sentences are false
 show(
-    f"**Outcome.** {'; '.join(verdicts)}. Two seeds on PyTorch are {apart[0]:.4f} to {apart[-1]:.4f} apart, {middle_of:.4f} in the "
-    "middle: more than the backends are off. Choosing a kernel changes a run less than choosing a seed."
+    "**Outcome.** With the seed that they share, "
+    + " and ".join(f"{other.runs_on} is at most {nats:.3f} nats off PyTorch" for other, nats in zip(found.others, off))
+    + f". Two seeds on PyTorch are {apart[0]:.3f} to {apart[-1]:.3f} apart: each backend is nearer to PyTorch than any two of the "
+    "seeds are to each other."
+)
+
+# %% tags=["remove-input"]
+columns = dict(zip(found.seeds[0].evaluated, zip(*(seed.validation_losses for seed in found.seeds))))
+over, of_twin = {}, []
+for other in found.others:
+    for step in found.outside(other):
+        least_of, most_of = min(columns[step]), max(columns[step])
+        loss, twins = (each.validation_losses[each.evaluated.index(step)] for each in (other, found.twin(other)))
+        over.setdefault(other.runs_on, {})[step] = max(loss - most_of, least_of - loss) / (most_of - least_of)
+        of_twin.append(twins in (least_of, most_of))
+if over:
+    assert all(of_twin) and all(part < 0.25 for parts in over.values() for part in parts.values())
+    told = (f"{name} after " + " and ".join(f"{step} steps by {100 * part:.0f}% of the band's width" for step, part in parts.items())
+            for name, parts in over.items())
+    show(
+        f"Not all of their losses are inside the band, though. Outside are {'; '.join(told)}. There the band's edge is "
+        "PyTorch's run with the same seed itself, and who follows the outermost of five lies outside as often as not. So the "
+        "distance to that run is the measure to go by, and not whether a band was left."
+    )
+
+# %% tags=["remove-input"]
+first, last = ([abs(other.validation_losses[index] - found.twin(other).validation_losses[index]) for other in found.others]
+               for index in (0, -1))
+assert all(late < early for early, late in zip(first, last))
+show(
+    "In one thing the prediction was wrong. The distance does not grow: after "
+    f"{found.seeds[0].evaluated[0]} steps it is {' and '.join(f'{nats:.4f}' for nats in first)}, after {found.seeds[0].evaluated[-1]} "
+    f"{' and '.join(f'{nats:.4f}' for nats in last)}. The weights may well drift apart further; but the loss tells two runs apart "
+    "where it falls steeply, and a run that is a step ahead is a good deal better. Where it flattens, all are equally good."
 )
 
 # %% [markdown]
-# A wrong gradient would look different. It pushes the same way at every step, and the loss leaves the band for good, upwards. Or
-# it does not: a model can train around a small mistake, only worse. A curve inside the band is no proof that a backward
-# pass is right; the tests of every kernel against float64 are.
+# A wrong gradient may look different: it pushes the same way at every step, and the loss leaves the band for good, upwards. Or it
+# looks the same, because a model can train around a small mistake, only worse. A loss near its twin's is no proof that a
+# backward pass is right; for that, every kernel is tested against float64.
 #
 # ## Where it loses
 #
@@ -583,6 +618,7 @@ show(
 # - **One GPU.** The state alone takes what the table above says for each weight; larger models need it split among GPUs.
 # - **MFU flatters no one, and tells little.** It counts what the model asks for. A step that computes activations again
 #   does more FLOPs than that, and its MFU falls although the GPU is as busy.
+# - **Launches.** The lab's kernels are launched from Python. A model as small as the one above trains faster without them.
 # - **A small model of one text.** It has learned how Python's reference sounds, and nothing that it says.
 # - **A seed is not a sample.** Five seeds say roughly how wide the spread is, not whether two backends differ by less.
 #
