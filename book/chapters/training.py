@@ -271,6 +271,11 @@ update = sum(OPTIMIZER.values()) * weights / ceilings.copy_gbps / 1e6
 rows = [[name, f"{ms:.1f}"] for name, ms in least.most_common()] + [["the optimizer", f"{update:.1f}"]]
 show(Table([f"{what}: at the floor", "ms"], rows))
 
+# %% [markdown]
+# How much of a GPU does a training run use? *Model FLOPs utilization*, [MFU](../glossary.md#mfu), is the step's FLOPs over its
+# time, as a fraction of what the GPU can do ([Chowdhery et al. 2022](../references.md)). Here the latter is no datasheet's
+# number but the measured rate of a large product.
+
 # %% tags=["remove-input"]
 products, others = least["linear"], least.total() - least["linear"]
 norms = least["rmsnorm"] + least["add_rmsnorm"]
@@ -285,9 +290,7 @@ def mfu(ms):
 
 assert others < update + products / 2 and norms < 0.05 * at_floor
 show(
-    "*Model FLOPs utilization*, MFU, says how much of a GPU a training run uses "
-    "([Chowdhery et al. 2022](../references.md)): the step's FLOPs over its time, as a fraction of what the GPU can do. Here "
-    f"that is the measured rate of a large product, {ceilings.matmul_tflops:.0f} TFLOP/s.\n\n"
+    f"The large product reached {ceilings.matmul_tflops:.0f} TFLOP/s in this run.\n\n"
     f"**Prediction.** If each operator ran at its floor, a step would take {at_floor:.0f} ms: {mfu(at_floor):.0f}% MFU. "
     "torch.compile should come near that. PyTorch's eager mode makes several kernels of what is one operator here, and the "
     "chapters before this one saw it at a third of the floor's speed and less; with three times the floor for all but the "
@@ -311,6 +314,7 @@ for row in step_record.models:
 # %% tags=["remove-input"]
 timed = {row.label: row for row in step_record.models if row.timing}
 eager, compiled = timed["torch eager"], timed["torch compiled"]
+assert eager.weights == fixed
 fastest = min(timed.values(), key=lambda row: row.timing.median_us)
 ours = [row for row in timed.values() if "rmsnorm=" in row.backend and not row.compiled]
 
@@ -395,22 +399,28 @@ show("```yaml\n" + (records.experiments_folder() / "pydoc" / "train.yaml").read_
 # page shows what came.
 
 # %%
+evaluations = list(zip(run.evaluated, run.validation_losses))
 rows = [[str(step), f"{loss:.3f}", f"{bits(loss):.3f}", f"{loss - curve.bigram_loss:+.3f}"]
-        for step, loss in zip(run.evaluated, run.validation_losses)]
+        for step, loss in [evaluations[0], *evaluations[1::2]]]
 show(Table(["after step", "nats a byte", "bits a byte", "less the bigram model's"], rows))
 
 # %% tags=["remove-input"]
 warmup = curve.config["optimizer"]["warmup"]
-ends = dict(zip(run.evaluated, run.validation_losses))
+ends = dict(evaluations)
 lately = sum(run.losses[-20:]) / 20
 read = curve.config["steps"] * curve.config["batch"]["sequences"] * curve.config["batch"]["length"]
-assert ends[warmup] < curve.bigram_loss and lately < 0.9 * run.validation_losses[-1]
+best_step, best = min(evaluations, key=lambda evaluation: evaluation[1])
+last = run.validation_losses[-1]
+assert ends[warmup] < curve.bigram_loss and lately < 0.9 * last and read > 2e6
+turned = "" if last < 1.01 * best else (
+    f" After step {best_step}, where it was {best:.3f}, the loss on the held-out text has risen again: that was the step to stop at."
+)
 show(
     f"**Outcome.** After the {warmup} steps of the warm-up the model is just ahead of the bigram model, {ends[warmup]:.2f} to "
-    f"{curve.bigram_loss:.2f}. At the end it needs {bits(run.validation_losses[-1]):.2f} bits for a byte that it has not seen, the "
-    f"bigram model {bits(curve.bigram_loss):.2f}. On the text that it is trained on it is better still, {lately:.2f} nats over the "
-    f"last twenty steps: of {read / 1e6:.1f} million bytes it has read, most were not new to it, and it has begun to learn the text "
-    "by heart."
+    f"{curve.bigram_loss:.2f}. At the end it needs {bits(last):.2f} bits for a byte that it has not seen, the bigram model "
+    f"{bits(curve.bigram_loss):.2f}. On the text that it is trained on it is better still, {lately:.2f} nats over the last twenty "
+    f"steps to {last:.2f}: of the {read / 1e6:.1f} million bytes that it has read, most were not new to it, and it has begun to "
+    f"learn the text by heart.{turned}"
 )
 
 # %%
@@ -533,76 +543,71 @@ print("the same weights, byte for byte:", weights_of(killed) == weights_of(whole
 # A kernel that passes its tests still rounds in its own way. In one pass that is a matter of the last bits. But a training
 # run is hundreds of steps, each of which starts from what the one before has left, and differences grow. **How far may two
 # backends drift apart?** There is no bound to be had from theory. What can be asked is whether they are farther apart
-# than what one changes without a thought: the seed. So the experiment trains the model above for 200 steps with five seeds on
-# PyTorch, and with the first of them on the lab's kernels.
+# than what one changes without a thought: the seed. So the experiment trains the model above for 200 steps with five seeds, on
+# PyTorch and on the lab's kernels. Two runs with the same seed begin with the same weights and read the same text: they are
+# *twins*, and differ in rounding alone.
 #
-# **Prediction:** a run on another backend follows PyTorch's with the same seed closely at first and then less and less; in the
-# end it is as good as any seed, because rounding is unbiased: it pushes the weights nowhere in particular.
+# **Prediction:** a run on another backend follows its twin on PyTorch closely at first and then less and less; in the end it is
+# as good as any seed, because rounding is unbiased: it pushes the weights nowhere in particular.
 
 # %% tags=["remove-input"]
 found = training_runs.spread(backends)
 show(seed_spread(backends))
 
 # %% tags=["remove-input"]
-assert {other.runs_on for other in found.others} == {"triton", "cuda"} and len(found.seeds) == 5
+assert set(found.backends) == {"triton", "cuda"} and all(len(runs) == len(found.seeds) == 5 for runs in found.backends.values())
 assert backends.config["steps"] == 200 and backends.config["model"] == curve.config["model"]
-assert all(other.error is None for other in backends.runs)
-ran = [f"{other.runs_on} for " + ", ".join(op for op, what in other.implementations.items() if what.startswith(other.runs_on))
-       for other in found.others]
+lists = {name: [op for op, what in runs[0].implementations.items() if what.startswith(name)] for name, runs in found.backends.items()}
 show(
-    "Above, the loss of each step; below, what it is off the mean of the seeds. Green: from the least to the greatest of "
-    f"PyTorch's five seeds; the lines: {'; '.join(ran)}, and PyTorch with the same seed. Each point is the mean of twenty "
-    "steps. On the text that was held out, without rounding to bfloat16:"
+    "Above, the loss of the steps: from the least to the greatest of PyTorch's five seeds, and the mean of the others' five. Below, "
+    "the same band less its mean, and each run on the lab's kernels less its twin. ("
+    + "; ".join(f"{name} has {', '.join(ops)}" for name, ops in lists.items())
+    + "; all else is PyTorch's. A point is the mean of twenty steps.) On the text that was held out:"
 )
+
+
+def mean_loss(runs, index):
+    return sum(each.validation_losses[index] for each in runs) / len(runs)
+
+
 rows = []
 for index, step in enumerate(found.seeds[0].evaluated):
     column = [seed.validation_losses[index] for seed in found.seeds]
-    own_seed = [found.twin(found.others[0]), *found.others]
-    rows.append([str(step), *(f"{loss:.4f}" for loss in (min(column), max(column))),
-                 *(f"{each.validation_losses[index]:.4f}" for each in own_seed)])
-labels = [each.runs_on for each in own_seed]
-show(Table(["after step", "least of five", "greatest of five", *(f"{label}, seed {own_seed[0].seed}" for label in labels)], rows))
+    means = [mean_loss(runs, index) for runs in (found.seeds, *found.backends.values())]
+    rows.append([str(step), *(f"{loss:.4f}" for loss in (min(column), max(column), *means))])
+show(Table(["after step", "torch, least", "torch, greatest", "torch, mean", *(f"{name}, mean" for name in found.backends)], rows))
 
 # %% tags=["remove-input"]
-apart = found.seeds_apart()
-off = [found.off_twin(other) for other in found.others]
-assert max(off) < apart[0]  # or the next sentences are false
+apart, off = found.seeds_apart(), {name: found.off_twins(name) for name in found.backends}
+
+
+def middle_one(values):
+    return values[len(values) // 2]
+
+
+assert all(values[-1] < middle_one(apart) for values in off.values())  # or the verdict is another
+assert not any(map(found.outside, found.backends))
 show(
-    "**Outcome.** With the seed that they share, "
-    + " and ".join(f"{other.runs_on} is at most {nats:.3f} nats off PyTorch" for other, nats in zip(found.others, off))
-    + f". Two seeds on PyTorch are {apart[0]:.3f} to {apart[-1]:.3f} apart: each backend is nearer to PyTorch than any two of the "
-    "seeds are to each other."
+    "**Outcome.** Over its five seeds each backend's mean lies inside the spread of PyTorch's five, at every evaluation. A run is "
+    + ", ".join(f"on {name} at most {values[-1]:.3f} nats off its twin ({middle_one(values):.3f} in the middle)" for name, values in off.items())
+    + f"; two seeds on PyTorch are {apart[0]:.3f} to {apart[-1]:.3f} apart ({middle_one(apart):.3f} in the middle). Choosing a "
+    "backend changes a run less than choosing a seed."
 )
 
 # %% tags=["remove-input"]
-columns = dict(zip(found.seeds[0].evaluated, zip(*(seed.validation_losses for seed in found.seeds))))
-over, of_twin = {}, []
-for other in found.others:
-    for step in found.outside(other):
-        least_of, most_of = min(columns[step]), max(columns[step])
-        loss, twins = (each.validation_losses[each.evaluated.index(step)] for each in (other, found.twin(other)))
-        over.setdefault(other.runs_on, {})[step] = max(loss - most_of, least_of - loss) / (most_of - least_of)
-        of_twin.append(twins in (least_of, most_of))
-if over:
-    assert all(of_twin) and all(part < 0.25 for parts in over.values() for part in parts.values())
-    told = (f"{name} after " + " and ".join(f"{step} steps by {100 * part:.0f}% of the band's width" for step, part in parts.items())
-            for name, parts in over.items())
+pairs = [(each, found.twin(each)) for runs in found.backends.values() for each in runs]
+distances = [sum(abs(each.validation_losses[index] - twin.validation_losses[index]) for each, twin in pairs) / len(pairs)
+             for index in range(len(found.seeds[0].evaluated))]
+steps = found.seeds[0].evaluated
+if distances[-1] < distances[0]:
     show(
-        f"Not all of their losses are inside the band, though. Outside are {'; '.join(told)}. There the band's edge is "
-        "PyTorch's run with the same seed itself, and who follows the outermost of five lies outside as often as not. So the "
-        "distance to that run is the measure to go by, and not whether a band was left."
+        f"In one thing the prediction was wrong: the distance does not grow. After {steps[0]} steps a run is {distances[0]:.4f} off its "
+        f"twin in the mean, after {steps[-1]} only {distances[-1]:.4f}. The weights may drift apart all the same. But a difference of "
+        "weights shows in the loss where the loss falls steeply, since there a run that is a step ahead is a good deal better; "
+        "where it flattens, all are about equally good."
     )
-
-# %% tags=["remove-input"]
-first, last = ([abs(other.validation_losses[index] - found.twin(other).validation_losses[index]) for other in found.others]
-               for index in (0, -1))
-assert all(late < early for early, late in zip(first, last))
-show(
-    "In one thing the prediction was wrong. The distance does not grow: after "
-    f"{found.seeds[0].evaluated[0]} steps it is {' and '.join(f'{nats:.4f}' for nats in first)}, after {found.seeds[0].evaluated[-1]} "
-    f"{' and '.join(f'{nats:.4f}' for nats in last)}. The weights may well drift apart further; but the loss tells two runs apart "
-    "where it falls steeply, and a run that is a step ahead is a good deal better. Where it flattens, all are equally good."
-)
+else:
+    show(f"As predicted the distance grows: from {distances[0]:.4f} in the mean after {steps[0]} steps to {distances[-1]:.4f} after {steps[-1]}.")
 
 # %% [markdown]
 # A wrong gradient may look different: it pushes the same way at every step, and the loss leaves the band for good, upwards. Or it

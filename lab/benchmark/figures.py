@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 from matplotlib import rc_context
@@ -289,42 +290,44 @@ def loss_curve(record: TrainingRecord) -> Figure:
 
 
 def seed_spread(record: TrainingRecord, mean_of: int = 20) -> Figure:
-    """Losses of PyTorch's seeds as a band from the least to the greatest, and on it those of other backends: above as
-    they are, below less the mean of the seeds. Each is the mean over the last `mean_of` steps, fewer at the beginning.
-    Raises ValueError unless there are two seeds or more."""
+    """Above, PyTorch's seeds as a band from the least loss to the greatest, and each other backend's mean over its
+    seeds. Below, the band less the seeds' mean, and every run of the others less that on PyTorch with its seed. Each
+    point is the mean over the last `mean_of` steps, fewer at the beginning. Raises ValueError unless there are two
+    seeds or more."""
     found = spread(record)
 
     def smooth(losses: Sequence[float]) -> list[float]:
-        pieces = (losses[max(0, end - mean_of) : end] for end in range(1, len(losses) + 1))
-        return [sum(piece) / len(piece) for piece in pieces]
+        return [fmean(losses[max(0, end - mean_of) : end]) for end in range(1, len(losses) + 1)]
 
     columns = list(zip(*(smooth(run.losses) for run in found.seeds)))
-    centre = [sum(column) / len(column) for column in columns]
+    edges = [[pick(column) for column in columns] for pick in (min, max)]
+    centre = list(map(fmean, columns))
     steps = range(1, len(columns) + 1)
     with style():
         fig = MplFigure(figsize=(5.6, 5.0))
         above, below = fig.subplots(2, sharex=True)
-        for axes, zero in ((above, [0.0] * len(centre)), (below, centre)):
-            edges = ([pick(column) - z for column, z in zip(columns, zero)] for pick in (min, max))
-            band = f"torch, {len(found.seeds)} seeds"
-            axes.fill_between(steps, *edges, color=(COLOURS["torch"], 0.3), linewidth=0, label=band)
-            twins = {run.seed: run for run in map(found.twin, found.others)}
-            styles = [(run, f"torch, seed {run.seed}", "-") for run in twins.values()]
-            styles += [(run, f"{run.runs_on}, seed {run.seed}", "--") for run in found.others]
-            for run, label, line in styles:
-                values = [loss - z for loss, z in zip(smooth(run.losses), zero)]
-                axes.plot(steps, values, line, color=COLOURS.get(run.runs_on, OTHER), linewidth=1.5, label=label)
+        band = {"color": (COLOURS["torch"], 0.3), "linewidth": 0}
+        above.fill_between(steps, *edges, label=f"torch, {len(found.seeds)} seeds", **band)
+        below.fill_between(steps, *([y - z for y, z in zip(edge, centre)] for edge in edges), **band)
+        for backend, runs in found.backends.items():
+            colour_of = COLOURS.get(backend, OTHER)
+            mean = list(map(fmean, zip(*(smooth(run.losses) for run in runs))))
+            label = f"{backend}, mean of {len(runs)}" if len(runs) > 1 else backend
+            above.plot(steps, mean, "--", color=colour_of, linewidth=1.5, label=label)
+            for run in runs:
+                off = [y - z for y, z in zip(smooth(run.losses), smooth(found.twin(run).losses))]
+                below.plot(steps, off, color=colour_of, linewidth=1)
         above.set_ylabel("loss, nats a token")
-        below.set(xlabel="step", ylabel="less the seeds' mean", xlim=(1, len(columns)))
+        below.set(xlabel="step", ylabel="off mean, off twin", xlim=(1, len(columns)))
         below.grid(axis="y")
         above.legend(loc="upper right")
         told = "; ".join(
-            f"{run.runs_on} is off torch with seed {run.seed} by at most {found.off_twin(run):.2g}"
-            for run in found.others
+            f"a run on {backend} and the one on torch with its seed by at most {found.off_twins(backend)[-1]:.2g}"
+            for backend in found.backends
         )
         apart = found.seeds_apart()
         return figure(
             fig,
             f"Losses of {record.experiment} on {record.environment.gpu}, step by step, means of {mean_of}. Validation "
-            f"losses of two of torch's {len(found.seeds)} seeds are {apart[0]:.2g} to {apart[-1]:.2g} apart; {told}.",
+            f"losses differ: two of torch's {len(found.seeds)} seeds by {apart[0]:.2g} to {apart[-1]:.2g}; {told}.",
         )

@@ -228,33 +228,34 @@ def published(name: str, gpu: str | None = None) -> TrainingRecord:
 class Spread:
     """How far runs on other backends lie from those on PyTorch, and these from each other.
 
-    seeds: the runs on PyTorch, one for each seed. others: the runs on other backends that have the seed of one of
-    these. (Of both, those that came to their end.)
+    seeds: the runs on PyTorch, one for each seed. backends: {backend: its runs that have the seed of one of these}.
+    (Of both, those that came to their end.)
     """
 
     seeds: tuple[TrainingRun, ...]
-    others: tuple[TrainingRun, ...]
+    backends: dict[str, tuple[TrainingRun, ...]]
 
     def twin(self, run: TrainingRun) -> TrainingRun:
         """The run on PyTorch with the seed of `run`: the same weights to begin with, and the same text."""
         return next(each for each in self.seeds if each.seed == run.seed)
 
-    def outside(self, run: TrainingRun) -> list[int]:
-        """The steps after which the validation loss of `run` is less than every seed's, or greater."""
-        columns = zip(*(each.validation_losses for each in self.seeds))
-        return [
-            step
-            for step, loss, column in zip(run.evaluated, run.validation_losses, columns)
-            if not min(column) <= loss <= max(column)
-        ]
-
-    def off_twin(self, run: TrainingRun) -> float:
-        """The most that a validation loss of `run` is off its twin's, in nats."""
-        return _most_apart(run, self.twin(run))
+    def off_twins(self, backend: str) -> list[float]:
+        """The most that a validation loss of each run is off its twin's, in nats, in ascending order."""
+        return sorted(_most_apart(run, self.twin(run)) for run in self.backends[backend])
 
     def seeds_apart(self) -> list[float]:
-        """The same of every two seeds on PyTorch, in ascending order."""
+        """The same of every two seeds on PyTorch."""
         return sorted(_most_apart(*pair) for pair in itertools.combinations(self.seeds, 2))
+
+    def outside(self, backend: str) -> list[int]:
+        """The steps after which the mean of the backend's validation losses is less than every seed's on PyTorch, or
+        greater."""
+        ours, seeds = (zip(*(run.validation_losses for run in runs)) for runs in (self.backends[backend], self.seeds))
+        return [
+            step
+            for step, losses, column in zip(self.seeds[0].evaluated, ours, seeds)
+            if not min(column) <= statistics.fmean(losses) <= max(column)
+        ]
 
 
 def spread(record: TrainingRecord) -> Spread:
@@ -264,7 +265,11 @@ def spread(record: TrainingRecord) -> Spread:
     if len(seeds) < 2:
         raise ValueError(f"the record has {len(seeds)} runs on PyTorch; expected at least 2, with different seeds")
     known = {run.seed for run in seeds}
-    return Spread(seeds, tuple(run for run in ended if run.runs_on != "torch" and run.seed in known))
+    backends: dict[str, tuple[TrainingRun, ...]] = {}
+    for run in ended:
+        if run.runs_on != "torch" and run.seed in known:
+            backends[run.runs_on] = (*backends.get(run.runs_on, ()), run)
+    return Spread(seeds, backends)
 
 
 def _most_apart(run: TrainingRun, other: TrainingRun) -> float:
