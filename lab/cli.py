@@ -431,9 +431,14 @@ def _record(arguments: argparse.Namespace) -> int:
     if arguments.resources:
         print(f"wrote {resources.publish(arguments.experiment, arguments.output)}")
         return 0
-    if arguments.experiment in training_runs.names():
+    name, trains = arguments.experiment, training_runs.names()
+    if name in trains:
         return _record_training(arguments)
-    record = experiments.run(config.load(arguments.experiment))
+    if name not in config.names():
+        raise ValueError(
+            f"unknown experiment {name!r}; expected one of {', '.join(sorted([*config.names(), *trains]))}"
+        )
+    record = experiments.run(config.load(name))
     path = experiments.publish(record, arguments.output)
     _print_record(record)
     print(f"\nwrote {path}")
@@ -456,8 +461,10 @@ def _record_training(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from lab.benchmark import experiments
+    from lab.benchmark import experiments, training_runs
 
+    if (name := arguments.experiment) in training_runs.names():
+        raise ValueError(f"experiment {name!r} trains, and has no ratios that could be compared")
     drifted = experiments.reproduce(arguments.experiment)
     for drift in drifted:
         _wrapped("drifted: ", str(drift), "")

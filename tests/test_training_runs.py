@@ -161,21 +161,37 @@ def test_an_experiment_of_the_book_is_valid(name):
         assert each.batch.length <= each.model.max_position_embeddings
 
 
-def test_published_records_are_valid_and_not_taken_for_others():
-    others = [path for _, path in report.all_records()]
-    for name in training_runs.names():
-        for path in (experiments_folder() / name).glob("results/*.json"):
-            assert training_runs.read_record(path).experiment == name and path not in others
+def outdated(record: training_runs.TrainingRecord, configs: list) -> list[str]:
+    """What of a record is not what its experiment would train now: the config, the runs, or a step's FLOPs. (What the
+    backends' operators are by now does not count.)"""
+    first = configs[0]
+    flops = training_cost(first.model, first.batch.sequences, first.batch.length, first.dtype).flops
+    runs = [(training_runs.TrainingRun(each.backend, each.seed).runs_on, each.seed) for each in configs]
+    pairs = {
+        "config": (record.config | {"backend": None}, first.raw | {"backend": None}),
+        "runs": ([(each.runs_on, each.seed) for each in record.runs], runs),
+        "flops": ((record.flops, record.parameters), (flops, first.model.parameters)),
+    }
+    return [what for what, (then, now) in pairs.items() if then != now]
 
 
-def test_the_published_record_is_found(house):
-    with pytest.raises(FileNotFoundError, match="no record of experiment 'one' in"):
-        training_runs.published("one")
-    path = training_runs.record("one", house / "experiments" / "one")
-    for gpu in (None, ENVIRONMENT.gpu):
-        assert training_runs.published("one", gpu) == training_runs.read_record(path)
-    with pytest.raises(FileNotFoundError, match="no record of experiment 'one' on Another in"):
-        training_runs.published("one", "Another")
+@pytest.mark.parametrize("name", training_runs.names())
+def test_published_records_are_valid_and_of_the_present_experiments(name):
+    paths = list((experiments_folder() / name).glob("results/*.json"))
+    assert paths and not set(paths) & {path for _, path in report.all_records()}
+    for path in paths:
+        record = training_runs.read_record(path)
+        stale = outdated(record, training_runs.configs(name))
+        assert record.experiment == name and not stale, f"{path}: {stale} changed: run `lab record {name}`"
+
+
+def test_an_outdated_record_is_found(house, fake):
+    record = training_runs.read_record(training_runs.record("several", house / "out"))
+    configs = training_runs.configs("several")
+    assert outdated(record, configs) == []
+    assert outdated(replace(record, config=record.config | {"steps": 4}), configs) == ["config"]
+    assert outdated(replace(record, runs=record.runs[:-1]), configs) == ["runs"]
+    assert outdated(replace(record, flops=1), configs) == ["flops"]
 
 
 def test_published_backends_train_alike():
