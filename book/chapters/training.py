@@ -473,7 +473,7 @@ for prompt in ("The ", "A function ", "def f("):
     text, lead = continued(prompt, 90)
     leads.append(lead)
     print(repr(text))
-assert min(leads) > 1e-3  # far more than rounding: every machine writes the same
+assert min(leads) > 2e-4  # far more than rounding in float32: every machine writes the same
 
 # %% [markdown]
 # Words, the manual's tone, and no sense. Always taking the likeliest byte, such a model soon walks in circles. Drawing among
@@ -625,12 +625,12 @@ else:
 # ## Where it loses
 #
 # - **Everything is kept.** No activation is computed a second time to save memory (*checkpointing* of activations), and the
-#   logits of all tokens are there at once. Both bound the batch before compute does.
+#   logits of all tokens are there at once. Both limit the tokens of a part.
 # - **The optimizer passes over the weights five times.** Clipping needs the norm of all gradients before the first weight may
 #   move; apart from that, one kernel could do the rest in one pass.
 # - **One GPU.** The state alone takes what the table above says for each weight; larger models need it split among GPUs.
-# - **MFU flatters no one, and tells little.** It counts what the model asks for. A step that computes activations again
-#   does more FLOPs than that, and its MFU falls although the GPU is as busy.
+# - **MFU counts what a model asks for.** A step that computes activations again does more FLOPs than that, and its MFU falls
+#   although the GPU is as busy.
 # - **Launches.** The lab's kernels are launched from Python. A model as small as the one above trains faster without them.
 # - **A small model of one text.** It has learned how Python's reference sounds, and nothing that it says.
 # - **A seed is not a sample.** Five seeds say roughly how wide the spread is, not whether two backends differ by less.
