@@ -258,7 +258,7 @@ def test_a_loss_curve():
         figures.loss_curve(a_record(FAILED))
 
 
-def test_the_spread_is_drawn():
+def test_the_spread_is_drawn(monkeypatch):
     others = run(NORMS, 0, 3.01, 2.1), run(NORMS, 1, 3.5, 2.2), run("torch,linear=cuda", 1, 3.5, 2.1)
     drawn = figures.seed_spread(a_record(*SEEDS, *others))
     assert "two of torch's 3 seeds by 0.1 to 0.5; a run on triton and the one on torch with its seed by at" in drawn.alt
@@ -266,8 +266,13 @@ def test_the_spread_is_drawn():
     for label in ("torch, 3 seeds", "triton, mean of 2", "cuda"):
         assert drawn.svg.count(f">{label}</text>") == 1
     assert drawn == figures.seed_spread(a_record(*SEEDS, *others))
+    monkeypatch.setattr(figures, "figure", lambda fig, alt: fig)
+    above, below = figures.seed_spread(a_record(*SEEDS, *others), mean_of=2).axes
+    assert list(above.lines[0].get_ydata()) == pytest.approx([6.5, 6.45, 6.35, 6.25])
+    assert [list(line.get_ydata()) for line in below.lines] == [[0.0] * 4] * 3  # each is as its twin
     moved = replace(others[1], losses=(7.0, 6.9, 6.8, 6.8))
-    assert figures.seed_spread(a_record(*SEEDS, others[0], moved, others[2])).svg != drawn.svg
+    _, below = figures.seed_spread(a_record(*SEEDS, others[0], moved, others[2]), mean_of=1).axes
+    assert list(below.lines[1].get_ydata()) == pytest.approx([0, 0, 0, 0.1])
 
 
 @pytest.mark.parametrize("name", ["one", "several"])
