@@ -27,6 +27,7 @@ from lab.ops.operator import DTYPE_NAMES
 if TYPE_CHECKING:
     from lab.benchmark.config import Experiment
     from lab.benchmark.records import Record
+    from lab.benchmark.training_runs import TrainingRecord
     from lab.core import LLM, ModelConfig
 
 WIDTH = 80
@@ -437,9 +438,14 @@ def _record(arguments: argparse.Namespace) -> int:
     if arguments.resources:
         print(f"wrote {resources.publish(arguments.experiment, arguments.output)}")
         return 0
-    if arguments.experiment in training_runs.names():
+    name, trains = arguments.experiment, training_runs.names()
+    if name in trains:
         return _record_training(arguments)
-    record = experiments.run(config.load(arguments.experiment))
+    if name not in config.names():
+        raise ValueError(
+            f"unknown experiment {name!r}; expected one of {', '.join(sorted([*config.names(), *trains]))}"
+        )
+    record = experiments.run(config.load(name))
     path = experiments.publish(record, arguments.output)
     _print_record(record)
     print(f"\nwrote {path}")
@@ -462,8 +468,10 @@ def _record_training(arguments: argparse.Namespace) -> int:
 
 
 def _reproduce(arguments: argparse.Namespace) -> int:
-    from lab.benchmark import experiments
+    from lab.benchmark import experiments, training_runs
 
+    if (name := arguments.experiment) in training_runs.names():
+        raise ValueError(f"experiment {name!r} trains, and has no ratios that could be compared")
     drifted = experiments.reproduce(arguments.experiment)
     for drift in drifted:
         _wrapped("drifted: ", str(drift), "")
@@ -472,15 +480,22 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from lab.benchmark import records, report
+    from lab.benchmark import records, report, training_runs
 
     if bool(arguments.experiment) == arguments.all:
         raise ValueError("expected either the NAME of an experiment or --all")
-    paths = [(name, path) for name, path in report.all_records() if arguments.all or name == arguments.experiment]
-    if not paths:
+
+    def wanted(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+        return [(name, path) for name, path in found if arguments.all or name == arguments.experiment]
+
+    measured: list[tuple[str, Path, Record | TrainingRecord]] = [
+        *((name, path, records.read(path)) for name, path in wanted(report.all_records())),
+        *((name, path, training_runs.read_record(path)) for name, path in wanted(report.training_records())),
+    ]
+    if not measured:
         raise ValueError(f"no published record{'' if arguments.all else f' of experiment {arguments.experiment!r}'}")
-    for name, path in paths:
-        print(report.write(records.read(path), arguments.output / name / path.stem, arguments.html))
+    for name, path, record in measured:
+        print(report.write(record, arguments.output / name / path.stem, arguments.html))
     if arguments.all and (missing := report.not_recorded()):
         print(f"not yet recorded: {', '.join(missing)}", file=sys.stderr)
     return 0
@@ -537,7 +552,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         arguments.model = checkpoint.SHIPPED / OWN_MODEL
         if not arguments.model.is_dir():
-            raise ValueError("--model is missing, and this lab comes with no model; expected a folder")
+            made = f"this lab comes with no model (`lab record {OWN_MODEL}` trains one, on a GPU)"
+            raise ValueError(f"--model is missing, and {made}; expected a folder")
     model = _load(arguments, arguments.backend)
     for piece in generate_text(model, arguments.prompt, arguments.max_new_tokens, sampling):
         print(piece, end="", flush=True)

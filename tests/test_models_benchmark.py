@@ -23,7 +23,18 @@ from lab.backends import registry
 from lab.backends.hardware import default_device
 from lab.backends.registry import BackendUnavailable, Implementation
 from lab.backends.triton import rmsnorm as triton_rmsnorm
-from lab.benchmark import config, experiments, figures, model_runs, peers, records, report, tables, timing
+from lab.benchmark import (
+    config,
+    experiments,
+    figures,
+    model_runs,
+    peers,
+    records,
+    report,
+    tables,
+    timing,
+    training_runs,
+)
 from lab.benchmark import fingerprint as fingerprints
 from lab.benchmark.candidates import WrongResult
 from lab.benchmark.instruments import Instruments
@@ -847,7 +858,7 @@ def house(tmp_path, monkeypatch, record):
     folder = tmp_path / "experiments"
     (folder / "fake").mkdir(parents=True)
     (folder / "fake" / "config.yaml").write_text(json.dumps(CONFIG))
-    for module in (records, config):
+    for module in (records, config, training_runs):
         monkeypatch.setattr(module, "experiments_folder", lambda: folder)
     monkeypatch.setattr(experiments, "AUTO", tmp_path / "auto.json")
     experiments.publish(record)

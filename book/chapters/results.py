@@ -21,12 +21,13 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from lab.backends import registry
-from lab.benchmark import records, report
-from lab.benchmark.figures import ladder, timing_errors
+from lab.benchmark import records, report, training_runs
+from lab.benchmark.figures import ladder, loss_curve, seed_spread, timing_errors
 from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table, trap_table
 from lab.notebook import Folded, show
 
 published = [records.read(path) for _, path in report.all_records()]
+trained = [training_runs.read_record(path) for _, path in report.training_records()]
 
 # %% [markdown]
 # ## Where they come from
@@ -36,14 +37,14 @@ published = [records.read(path) for _, path in report.all_records()]
 
 # %% tags=["remove-input"]
 rows = []
-for record in published:
+for record in (*published, *trained):
     e, c = record.environment, record.ceilings
     commit = f"{(e.commit or 'unknown')[:7]}{', with changes' if e.dirty else ''}"
     rows.append([record.experiment, e.gpu, e.date[:10], commit, f"{c.copy_gbps:.0f}", f"{c.matmul_tflops:.0f}"])
 show(Table(["experiment", "GPU", "date", "commit", "copy GB/s", "matmul TFLOP/s"], rows))
 
 # %% tags=["remove-input"]
-for record in published:
+for record in (*published, *trained):
     e = record.environment
     versions = [["driver", e.driver or "unknown"], ["python", e.python], *e.packages.items()]
     show(Folded(f"{record.experiment} on {e.gpu}: the versions", (Table(["", "version"], versions),)))
@@ -79,8 +80,16 @@ for record in with_models:
     show(f"### {record.experiment}, {record.environment.gpu}")
     for workload in record.model_workloads():
         show(model_table(record, workload))
-if missing := report.not_recorded():
-    show(f"Experiments of the book that have no record yet: {', '.join(missing)}.")
+
+# %% [markdown]
+# ## Training runs
+#
+# What the chapter [Training it](training.ipynb) is about.
+
+# %% tags=["remove-input"]
+for record in trained:
+    show(f"### {record.experiment}, {record.environment.gpu}", training_runs.table(record))
+    show(loss_curve(record) if len(record.runs) == 1 else seed_spread(record))
 
 # %% [markdown]
 # ## Ways to measure
@@ -92,3 +101,7 @@ for record in published:
     if record.traps:
         show(f"### {record.experiment}, {record.environment.gpu}")
         show(timing_errors(record), *map(trap_table, record.traps))
+
+# %% tags=["remove-input"]
+if missing := report.not_recorded():
+    show(f"Experiments of the book that have no record yet: {', '.join(missing)}.")

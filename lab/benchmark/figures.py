@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib
 from matplotlib import rc_context
@@ -19,6 +20,7 @@ from lab.benchmark.experiments import speedup
 from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 from lab.benchmark.tables import labels, shape_text
+from lab.benchmark.training_runs import TrainingRecord, spread
 
 STYLE = Path(__file__).parents[1] / "style.mplstyle"
 COLOURS = {"torch": "#009E73", "triton": "#0072B2", "cuda": "#D55E00", PEER: "#767676"}
@@ -259,3 +261,73 @@ def in_order(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], 
             axes.legend(loc="best")
         every[-1].set_xlabel(xlabel)
         return figure(fig, alt)
+
+
+def loss_curve(record: TrainingRecord) -> Figure:
+    """The loss of the first run at each step, its validation loss, and that of a bigram model where there is one.
+    Raises ValueError if the run did not come to its end."""
+    run = record.runs[0]
+    if run.error is not None:
+        raise ValueError(f"the run did not come to its end: {run.error}")
+    with style():
+        fig = MplFigure(figsize=(5.6, 3.6))
+        axes = fig.subplots()
+        steps = range(1, len(run.losses) + 1)
+        axes.plot(steps, run.losses, color=(COLOURS["triton"], 0.4), linewidth=1.5, label="trained on")
+        axes.plot(
+            run.evaluated, run.validation_losses, color=COLOURS["cuda"], marker="o", markersize=6, label="held out"
+        )
+        told = f"held out {run.validation_losses[0]:.2f} after {run.evaluated[0]} steps"
+        told += f" and {run.validation_losses[-1]:.2f} after {run.evaluated[-1]}"
+        if record.bigram_loss is not None:
+            axes.axhline(record.bigram_loss, color="#767676", linestyle="--", linewidth=1.5, label="a bigram model")
+            told += f"; a bigram model {record.bigram_loss:.2f}"
+        axes.set(xlim=(0, len(run.losses)), ylim=(0, None), xlabel="step", ylabel="loss, nats a token")
+        axes.legend(loc="upper right")
+        axes.grid(axis="y")
+        told = f"trained on {run.losses[0]:.2f} at step 1, {run.losses[-1]:.2f} at step {len(run.losses)}; {told}"
+        return figure(fig, f"Loss of {record.experiment} on {record.environment.gpu}, nats a token: {told}.")
+
+
+def seed_spread(record: TrainingRecord, mean_of: int = 20) -> Figure:
+    """Above, PyTorch's seeds as a band from the least loss to the greatest, and each other backend's mean over its
+    seeds. Below, the band less the seeds' mean, and every run of the others less that on PyTorch with its seed. Each
+    point is the mean over the last `mean_of` steps, fewer at the beginning. Raises ValueError unless there are two
+    seeds or more."""
+    found = spread(record)
+
+    def smooth(losses: Sequence[float]) -> list[float]:
+        return [fmean(losses[max(0, end - mean_of) : end]) for end in range(1, len(losses) + 1)]
+
+    columns = list(zip(*(smooth(run.losses) for run in found.seeds)))
+    edges = [[pick(column) for column in columns] for pick in (min, max)]
+    centre = list(map(fmean, columns))
+    steps = range(1, len(columns) + 1)
+    with style():
+        fig = MplFigure(figsize=(5.6, 5.0))
+        above, below = fig.subplots(2, sharex=True)
+        band = {"color": (COLOURS["torch"], 0.3), "linewidth": 0}
+        above.fill_between(steps, *edges, label=f"torch, {len(found.seeds)} seeds", **band)
+        below.fill_between(steps, *([y - z for y, z in zip(edge, centre)] for edge in edges), **band)
+        for backend, runs in found.backends.items():
+            colour_of = COLOURS.get(backend, OTHER)
+            mean = list(map(fmean, zip(*(smooth(run.losses) for run in runs))))
+            label = f"{backend}, mean of {len(runs)}" if len(runs) > 1 else backend
+            above.plot(steps, mean, "--", color=colour_of, linewidth=1.5, label=label)
+            for run in runs:
+                off = [y - z for y, z in zip(smooth(run.losses), smooth(found.twin(run).losses))]
+                below.plot(steps, off, color=colour_of, linewidth=1)
+        above.set_ylabel("loss, nats a token")
+        below.set(xlabel="step", ylabel="off mean, off twin", xlim=(1, len(columns)))
+        below.grid(axis="y")
+        above.legend(loc="upper right")
+        told = "; ".join(
+            f"a run on {backend} and the one on torch with its seed by at most {found.off_twins(backend)[-1]:.2g}"
+            for backend in found.backends
+        )
+        apart = found.seeds_apart()
+        return figure(
+            fig,
+            f"Losses of {record.experiment} on {record.environment.gpu}, step by step, means of {mean_of}. Validation "
+            f"losses differ: two of torch's {len(found.seeds)} seeds by {apart[0]:.2g} to {apart[-1]:.2g}; {told}.",
+        )

@@ -196,14 +196,19 @@ def experiments_folder() -> Path:
     return folder
 
 
-def published(experiment: str, gpu: str | None = None) -> Record:
-    """The published record of an experiment for the GPU of that name; without a name, the first by file name.
-    Raises FileNotFoundError if there is none, RecordError if it is not valid."""
+def published_path(experiment: str, gpu: str | None = None) -> Path:
+    """Of the published record of an experiment for the GPU of that name; without a name, the first by file name.
+    Raises FileNotFoundError if there is none."""
     folder = experiments_folder() / experiment / "results"
     paths = sorted(folder.glob("*.json")) if gpu is None else [folder / f"{slug(gpu)}.json"]
     if not paths or not paths[0].exists():
         raise FileNotFoundError(f"no record of experiment {experiment!r}{f' on {gpu}' if gpu else ''} in {folder}")
-    return read(paths[0])
+    return paths[0]
+
+
+def published(experiment: str, gpu: str | None = None) -> Record:
+    """The record at `published_path`, which raises FileNotFoundError; RecordError if it is not valid."""
+    return read(published_path(experiment, gpu))
 
 
 def rounded(value):

@@ -6,10 +6,13 @@ import html
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab.benchmark import config, records
-from lab.benchmark.figures import Figure, ladder, timing_errors, tokens_per_second
+from lab.benchmark import config, records, training_runs
+from lab.benchmark.ceilings import Ceilings
+from lab.benchmark.environment import Environment
+from lab.benchmark.figures import Figure, ladder, loss_curve, seed_spread, timing_errors, tokens_per_second
 from lab.benchmark.records import Record
 from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table, trap_table
+from lab.benchmark.training_runs import TrainingRecord
 from lab.benchmark.waterfall import choices, steps, time_table, waterfall, waterfall_table
 from lab.files import write_text
 from lab.profiling import roofline
@@ -19,18 +22,12 @@ Block = str | Table | Figure  # a paragraph, or "# heading" and the like
 
 def blocks(record: Record) -> Iterator[Block]:
     """What a report of `record` says, in order."""
-    e, c = record.environment, record.ceilings
-    yield f"# {record.experiment} on {e.gpu}"
-    commit = f"commit {e.commit or 'unknown'}{', with changes' if e.dirty else ''}"
-    yield f"Measured on {e.date}, at {commit}. {record.method}"
-    yield (
-        f"Ceilings of the same run: a copy of {c.copy_bytes / 2**30:.1f} GiB at {c.copy_gbps:.0f} GB/s, a "
-        f"{c.matmul_size} cubed {c.matmul_dtype} matrix product at {c.matmul_tflops:.0f} TFLOP/s. Percent is the time "
-        "that the minimal bytes or FLOPs take at these, over the median time."
-    )
+    yield from _measured(record.experiment, record.environment, record.method)
+    percent = "Percent is the time that the minimal bytes or FLOPs take at these, over the median time."
+    yield f"{_ceilings(record.ceilings)} {percent}"
     if stale := record.stale():
         yield f"Changed since: {', '.join(stale)}."
-    yield Table(["", "version"], [["driver", e.driver or "unknown"], ["python", e.python], *e.packages.items()])
+    yield _versions(record.environment)
     for op in record.operators():
         yield f"## {op}"
         for direction in record.directions(op):
@@ -69,12 +66,43 @@ def blocks(record: Record) -> Iterator[Block]:
         yield Table(["workload", "candidate", "why"], [(row.task, row.label, row.error or "") for row in failed])
 
 
-def write(record: Record, output: Path, as_html: bool = False) -> Path:
+def training_blocks(record: TrainingRecord) -> Iterator[Block]:
+    """The same of an experiment that trains."""
+    yield from _measured(record.experiment, record.environment, record.method)
+    yield _ceilings(record.ceilings)
+    yield _versions(record.environment)
+    yield training_runs.table(record)
+    if record.bigram_loss is not None:
+        yield f"On the same text a bigram model has a loss of {record.bigram_loss:.4f}."
+    yield loss_curve(record) if len(record.runs) == 1 else seed_spread(record)
+    if failed := [run for run in record.runs if run.error]:
+        yield "## Not ended"
+        yield Table(["backend", "seed", "why"], [(run.backend, str(run.seed), run.error or "") for run in failed])
+
+
+def _measured(experiment: str, environment: Environment, method: str) -> Iterator[Block]:
+    yield f"# {experiment} on {environment.gpu}"
+    commit = f"commit {environment.commit or 'unknown'}{', with changes' if environment.dirty else ''}"
+    yield f"Measured on {environment.date}, at {commit}. {method}"
+
+
+def _ceilings(c: Ceilings) -> str:
+    return (
+        f"Ceilings of the same run: a copy of {c.copy_bytes / 2**30:.1f} GiB at {c.copy_gbps:.0f} GB/s, a "
+        f"{c.matmul_size} cubed {c.matmul_dtype} matrix product at {c.matmul_tflops:.0f} TFLOP/s."
+    )
+
+
+def _versions(e: Environment) -> Table:
+    return Table(["", "version"], [["driver", e.driver or "unknown"], ["python", e.python], *e.packages.items()])
+
+
+def write(record: Record | TrainingRecord, output: Path, as_html: bool = False) -> Path:
     """Write the report into folder `output`: report.md with its figures as figure-N.svg, or report.html by itself.
     Returns the path of the report."""
     output.mkdir(parents=True, exist_ok=True)
     parts, count = [], 0
-    for block in blocks(record):
+    for block in blocks(record) if isinstance(record, Record) else training_blocks(record):
         if isinstance(block, Figure) and not as_html:
             count += 1
             block.save(output / f"figure-{count}.svg")
@@ -93,14 +121,23 @@ def write(record: Record, output: Path, as_html: bool = False) -> Path:
 
 def not_recorded() -> list[str]:
     """The experiments of this checkout that have no record yet."""
-    return sorted(set(config.names()) - {name for name, _ in all_records()})
+    recorded = {name for name, _ in (*all_records(), *training_records())}
+    return sorted({*config.names(), *training_runs.names()} - recorded)
 
 
 def all_records() -> list[tuple[str, Path]]:
-    """(experiment, path) of every published record; experiments that train have records of their own
-    (`lab.benchmark.training_runs`)."""
+    """(experiment, path) of every published record, but those of `training_records`."""
+    return [found for found in _published() if not (found[1].parents[1] / "train.yaml").exists()]
+
+
+def training_records() -> list[tuple[str, Path]]:
+    """The same of the experiments that train, which have records of their own (`lab.benchmark.training_runs`)."""
+    return [found for found in _published() if (found[1].parents[1] / "train.yaml").exists()]
+
+
+def _published() -> list[tuple[str, Path]]:
     paths = sorted(records.experiments_folder().glob("*/results/*.json"))
-    return [(path.parents[1].name, path) for path in paths if not (path.parents[1] / "train.yaml").exists()]
+    return [(path.parents[1].name, path) for path in paths]
 
 
 def _html_text(text: str) -> str:

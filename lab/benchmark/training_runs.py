@@ -10,6 +10,7 @@ PyTorch's. Without a runs.yaml the config is trained as it is, and its model goe
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import statistics
 import tempfile
@@ -23,7 +24,14 @@ from lab.backends import registry
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
 from lab.benchmark.instruments import Instruments, gpu_instruments
-from lab.benchmark.records import RecordError, decoded, experiments_folder, raw_record, rounded
+from lab.benchmark.records import (
+    RecordError,
+    decoded,
+    experiments_folder,
+    published_path,
+    raw_record,
+    rounded,
+)
 from lab.benchmark.tables import NOTHING, Table
 from lab.benchmark.timing import first_line
 from lab.config import ConfigError, integer, mapping, read, require, sequence
@@ -64,6 +72,12 @@ class TrainingRun:
     tflops: float | None = None
     mfu: float | None = None
     peak_memory: int | None = None
+
+    @property
+    def runs_on(self) -> str:
+        """The backends that the choice names, PyTorch left out where it is one of several: "torch" or "triton"."""
+        named = {rung.partition(":")[0] for rung in registry.parse_choice(self.backend).values()}
+        return ", ".join(sorted(named - {"torch"})) or "torch"
 
 
 @dataclass(frozen=True)
@@ -202,6 +216,64 @@ def read_record(path: Path) -> TrainingRecord:
             losses = f"{len(run.losses)} losses, its error is {run.error!r}"
             raise RecordError(f"{path}: record.runs[{index}] has {losses}; expected one a step, or an error")
     return found
+
+
+def published(name: str, gpu: str | None = None) -> TrainingRecord:
+    """The record of experiment `name` at `records.published_path`, which raises FileNotFoundError; RecordError if it is
+    not valid."""
+    return read_record(published_path(name, gpu))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far runs on other backends lie from those on PyTorch, and these from each other.
+
+    seeds: the runs on PyTorch, one for each seed. backends: {backend: its runs that have the seed of one of these}.
+    (Of both, those that came to their end.)
+    """
+
+    seeds: tuple[TrainingRun, ...]
+    backends: dict[str, tuple[TrainingRun, ...]]
+
+    def twin(self, run: TrainingRun) -> TrainingRun:
+        """The run on PyTorch with the seed of `run`: the same weights to begin with, and the same text."""
+        return next(each for each in self.seeds if each.seed == run.seed)
+
+    def off_twins(self, backend: str) -> list[float]:
+        """The most that a validation loss of each run is off its twin's, in nats, in ascending order."""
+        return sorted(_most_apart(run, self.twin(run)) for run in self.backends[backend])
+
+    def seeds_apart(self) -> list[float]:
+        """The same of every two seeds on PyTorch."""
+        return sorted(_most_apart(*pair) for pair in itertools.combinations(self.seeds, 2))
+
+    def outside(self, backend: str) -> list[int]:
+        """The steps after which the mean of the backend's validation losses is less than every seed's on PyTorch, or
+        greater."""
+        ours, seeds = (zip(*(run.validation_losses for run in runs)) for runs in (self.backends[backend], self.seeds))
+        return [
+            step
+            for step, losses, column in zip(self.seeds[0].evaluated, ours, seeds)
+            if not min(column) <= statistics.fmean(losses) <= max(column)
+        ]
+
+
+def spread(record: TrainingRecord) -> Spread:
+    """Raises ValueError unless the record has two runs on PyTorch or more."""
+    ended = [run for run in record.runs if run.error is None]
+    seeds = tuple(run for run in ended if run.runs_on == "torch")
+    if len(seeds) < 2:
+        raise ValueError(f"the record has {len(seeds)} runs on PyTorch; expected at least 2, with different seeds")
+    known = {run.seed for run in seeds}
+    backends: dict[str, tuple[TrainingRun, ...]] = {}
+    for run in ended:
+        if run.runs_on != "torch" and run.seed in known:
+            backends[run.runs_on] = (*backends.get(run.runs_on, ()), run)
+    return Spread(seeds, backends)
+
+
+def _most_apart(run: TrainingRun, other: TrainingRun) -> float:
+    return max(abs(a - b) for a, b in zip(run.validation_losses, other.validation_losses, strict=True))
 
 
 def table(record: TrainingRecord) -> Table:

@@ -40,6 +40,7 @@ PHRASES = {
     "roofline": "both axes logarithmic",
     "softmax": "online softmax",
     "timing": "same work, at another clock",
+    "training": "why there are two sets of weights",
 }
 CHAPTERS = sorted(path.stem for path in (ROOT / "book/chapters").glob("*.py"))
 

@@ -58,6 +58,7 @@ x, w = torch.randn(2, 8), torch.ones(8)
 triton, eager = (lab.get_op("rmsnorm", backend=name)(x, w) for name in ("triton", "torch"))
 assert torch.allclose(triton, eager, atol=1e-5)
 assert cli.main(["ops", "rmsnorm"]) == 0
+assert cli.main(["generate", "--prompt", "The ", "--max-new-tokens", "5"]) == 0
 """
     environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True, capture_output=True)
