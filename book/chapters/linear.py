@@ -25,6 +25,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 import lab  # before triton: with no GPU it switches Triton to its interpreter
+import itertools
 import statistics
 
 import torch
@@ -43,12 +44,12 @@ from lab.benchmark.candidates import Workload
 from lab.benchmark.figures import predictions
 from lab.benchmark.models import ModelWorkload
 from lab.benchmark.tables import Table, ladder_table, shape_text, table, trap_table
+from lab.benchmark.waterfall import amdahl
 from lab.notebook import Folded, Published, code, cuda_code, measure_here, show
 from lab.profiling import multiprocessor, resources, roofline, tiles
 
-GPU = "NVIDIA H100 80GB HBM3"
-record = records.published("linear", GPU)
-published, H100 = Published(record), ARCHITECTURES["sm_90"]
+record = records.published("linear")
+published, HOPPER = Published(record), ARCHITECTURES["sm_90"]
 device = default_device()
 linear = operator("linear")
 QUERY, UP, DOWN = (8192, 4096, 4096), (8192, 14336, 4096), (8192, 4096, 14336)  # m, n, k of Llama-3-8B's layers
@@ -198,7 +199,7 @@ TENSOR = 4096  # by tensor cores, in bfloat16 (NVIDIA's datasheet: the peak rate
 SHARED = 128  # bytes that shared memory delivers in a cycle: 32 banks of 4
 LANES_SHARE = LANES / TENSOR
 show(
-    f"In a cycle a multiprocessor of an H100 does {LANES} FLOPs by its lanes, and {TENSOR} by its tensor cores in bfloat16, "
+    f"In a cycle a multiprocessor of Hopper's does {LANES} FLOPs by its lanes, and {TENSOR} by its tensor cores in bfloat16, "
     f"{TENSOR // LANES} times as many. A kernel that does not use them cannot reach more than "
     f"{100 * LANES_SHARE:.2f} percent of the rate of one that does, however well it is written."
 )
@@ -233,7 +234,8 @@ for name, bits in (("bfloat16", 7), ("TF32", 10), ("float32", 23)):
 # record of the course's timing traps:
 
 # %% tags=["remove-input"]
-trap = next(trap for trap in records.published("timing", GPU).traps if trap.name == "zeros")
+timing = records.published("timing")
+trap = next(trap for trap in timing.traps if trap.name == "zeros")
 show(trap_table(trap))
 
 # %% tags=["remove-input"]
@@ -242,7 +244,7 @@ watts, clock = ([statistics.median(getattr(way, name)) for way in trap.ways] for
 assert zero.us < random.us and watts[0] < watts[1] and clock[0] > clock[1]
 show(
     f"Zeros look {random.us / zero.us:.2f} times as fast. The random product draws {watts[1]:.0f} W, against a limit of "
-    f"{record.environment.power_limit_w:.0f}, and the clock gives way. So a kernel is tested and timed on random numbers here. It also "
+    f"{timing.environment.power_limit_w:.0f}, and the clock gives way. So a kernel is tested and timed on random numbers here. It also "
     f"means that the ceiling is no constant. It comes from a product that takes {2 * record.ceilings.matmul_size**3 / record.ceilings.matmul_tflops / 1e6:.0f} us, "
     f"and one that is done in {us(CUBLAS):.0f} may be done before the clock has fallen as far: percentages above a hundred can come from that."
 )
@@ -345,7 +347,8 @@ show(multiprocessor.occupancy_table(forward))
 #
 # ## Grouped: in which order?
 #
-# Programs start in the order of their numbers, and on an H100 132 of these run at a time. Those share what L2 holds.
+# Programs start in the order of their numbers, and 132 of these run at a time, one on each of Hopper's
+# multiprocessors. Those share what L2 holds.
 # Numbered row by row, 132 tiles cover two rows of $c$ and a bit, if $c$ is wide: few rows of $a$, and all of $b$. In
 # groups of eight rows, column by column, they cover something nearer to a square:
 
@@ -368,7 +371,7 @@ def order_of(shape, group, block_m=128, block_n=256):
     return order.tolist()
 
 
-show(tiles.waves_drawn({"row by row": order_of(UP, 1), "groups of 8 rows": order_of(UP, triton_linear.GROUP)}, H100.multiprocessors))
+show(tiles.waves_drawn({"row by row": order_of(UP, 1), "groups of 8 rows": order_of(UP, triton_linear.GROUP)}, HOPPER.multiprocessors))
 
 # %% [markdown]
 # The tiles of $c$ at 8192 x 14336. Darkest, those that run first; orange, the rows of $a$ and columns of $b$ that they
@@ -378,9 +381,9 @@ show(tiles.waves_drawn({"row by row": order_of(UP, 1), "groups of 8 rows": order
 # %%
 def tb_per_s(shape, group, block_m=128, block_n=256):
     """From device memory, at the ceiling's rate; k cancels out."""
-    rows, columns = tiles.needed(order_of(shape, group), H100.multiprocessors)
+    rows, columns = tiles.needed(order_of(shape, group), HOPPER.multiprocessors)
     fetched = 2 * (rows * block_m + columns * block_n)
-    flops = 2 * H100.multiprocessors * block_m * block_n
+    flops = 2 * HOPPER.multiprocessors * block_m * block_n
     return fetched * record.ceilings.matmul_tflops / flops
 
 
@@ -445,11 +448,11 @@ show(
 )
 
 # %% tags=["remove-input"]
-waves = {shape: triton.cdiv(shape[0], 128) * triton.cdiv(shape[1], 256) / H100.multiprocessors for shape in (QUERY, UP)}
+waves = {shape: triton.cdiv(shape[0], 128) * triton.cdiv(shape[1], 256) / HOPPER.multiprocessors for shape in (QUERY, UP)}
 idle = {shape: 100 * (1 - wave / -(-wave // 1)) for shape, wave in waves.items()}
 show(
     Folded(
-        f"Question: {H100.multiprocessors} programs share {QUERY[0] // 128 * (QUERY[1] // 256)} tiles. How much is lost at the end?",
+        f"Question: {HOPPER.multiprocessors} programs share {QUERY[0] // 128 * (QUERY[1] // 256)} tiles. How much is lost at the end?",
         (
             f"They go round {waves[QUERY]:.1f} times, so {-(-waves[QUERY] // 1):.0f}, and in the last round some have nothing to do: "
             f"{idle[QUERY]:.0f}% of all the time, and {idle[UP]:.0f}% at {shape_text(UP)}. Whoever has tiles of this size loses it, programs that stay or not.",
@@ -550,7 +553,7 @@ show(
 show(cuda_code(SOURCE, "  A sum = 0;", "  int64 row = first_row + threadIdx.x / 32"))
 
 # %% tags=["remove-input"]
-lanes_tflops = LANES * H100.multiprocessors * record.environment.sm_clock_mhz * 1e-6
+lanes_tflops = LANES * HOPPER.multiprocessors * record.environment.sm_clock_mhz * 1e-6
 show(
     f"**Outcome:** {outcome('cuda:shared')}, {tflops('cuda:shared'):.1f} TFLOP/s. Shared memory delivers {SHARED // 4} floats in a cycle, "
     f"a row of them in one load and a single one for the whole warp in the other: two loads for 32 multiply-and-adds, where the lanes could do "
@@ -764,11 +767,11 @@ show(
 def launched(shape):
     """Programs and parts of k, in Triton and in CUDA, of what the best rung launches."""
     of_triton, of_cuda = (
-        launches_of(rungs_of("linear", backend)[-1], shape, torch.bfloat16, "forward", H100)[0].grid
+        launches_of(rungs_of("linear", backend)[-1], shape, torch.bfloat16, "forward", HOPPER)[0].grid
         for backend in ("triton", "cuda")
     )
     parts = of_triton[1] if len(of_triton) > 1 else 1
-    depth = cuda_linear.plan_wgmma(*shape, H100).depth
+    depth = cuda_linear.plan_wgmma(*shape, HOPPER).depth
     return of_triton[0] * parts, parts, of_cuda[0], triton.cdiv(shape[2], depth)
 
 
@@ -824,6 +827,67 @@ show(
     f"- With few rows nobody is near the floor of the bytes: not cuBLAS, and not the best of ours, which has {few} of its speed at {', '.join(str(shape[0]) for shape in DECODE)} rows.\n"
     "- Each call describes its matrices to TMA anew: `cuda:wgmma` on the CPU, Triton on the GPU. Where a product is short and the CPU is not ahead of the GPU, that may show.\n"
     "- `wgmma` is Hopper's alone. On Ampere and Ada the ladder ends at `mma`, on later GPUs too: Blackwell's own instructions are other ones."
+)
+
+# %% [markdown]
+# ## What remains in the model
+#
+# Of a norm's gain a model keeps little, because a norm is a small part of it. A product is nearly all of it. **So should
+# the model not follow it, up and down?** The experiment `replace_linear` runs a model of Llama-3-8B's layers with
+# PyTorch's product, with Triton's and with that of CUDA C++, all else being PyTorch's.
+#
+# **Prediction,** by Amdahl's law: with a share s of the time g times as fast, the whole takes 1 - s + s/g. g is what the MLP
+# gains by itself, which is three products and little else. s is the MLP's time, times as much as the least time that all
+# products of the model can take is more than that of the MLP's three, over the model's time.
+
+# %% tags=["hide-input"]
+inside = records.published("replace_linear")
+BACKENDS = {"Triton": "torch,linear=triton", "CUDA": "torch,linear=cuda"}
+
+
+def model_row(backend, compiled, part, phase):
+    (row,) = [row for row in inside.models if (row.backend, row.compiled) == (backend, compiled)
+              and (row.workload.part, row.workload.phase) == (part, phase)]
+    return row
+
+
+def products_us(workload):
+    """The least time that its products can take."""
+    calls = [call for call in workload.calls if call.operator == "linear"]
+    return sum(call.count * inside.ceilings.floor_us(call.cost(workload.torch_dtype)) for call in calls)
+
+
+remains = {}  # gain of the MLP, share, predicted, in a graph, as called
+for phase, compiled in itertools.product(("prefill", "decode"), (False, True)):
+    mlp, whole = (model_row("torch", compiled, part, phase) for part in ("mlp", "model"))
+    share = min(1, mlp.graph_us * products_us(whole.workload) / products_us(mlp.workload) / whole.graph_us)
+    for name, backend in BACKENDS.items():
+        mlp_here, here = (model_row(backend, compiled, part, phase) for part in ("mlp", "model"))
+        gain, called = mlp.graph_us / mlp_here.graph_us, whole.timing.median_us / here.timing.median_us
+        case = f"{phase}, {'compiled' if compiled else 'eager'}, {name}"
+        remains[case] = gain, share, amdahl(share, gain), whole.graph_us / here.graph_us, called
+rows = [[case, f"{gain:.3f}", f"{100 * share:.0f}", *(f"{n:.3f}" for n in wholes)] for case, (gain, share, *wholes) in remains.items()]
+show(Table([whole.workload.model, "MLP alone", "share %", "predicted", "in a graph", "as called"], rows))
+
+# %% tags=["remove-input"]
+def listed(cases):
+    return "; ".join(f"{case} {number:.2f}" for case, number in cases.items())
+
+
+off = {case: in_graph / predicted - 1 for case, (_, _, predicted, in_graph, _) in remains.items()}
+furthest = max(off, key=lambda case: abs(off[case]))
+faster, slower = ({case: row[3] for case, row in remains.items() if sign * (row[3] - 1) > 0.01} for sign in (1, -1))
+lost = {case: row[4] for case, row in remains.items() if row[4] < row[3] - 0.03}
+more_than_half = sum(share > 0.5 for _, share, *_ in remains.values())
+show(
+    f"Times as fast as with PyTorch's product, on {inside.environment.gpu}. *In a graph* is the GPU's work alone; *as called* is what the caller waits for, "
+    "Python and launches included.\n\n"
+    f"**Outcome:** the products' share is more than half in {more_than_half} of the {len(remains)} cases, and what is measured in a graph lies within "
+    f"{100 * abs(off[furthest]):.1f}% of the prediction, furthest in: {furthest}. "
+    + (f"More than a percent is gained in: {listed(faster)}. " if faster else "More than a percent is gained nowhere. ")
+    + (f"More than a percent is lost in: {listed(slower)}. " if slower else "More than a percent is lost nowhere. ")
+    + (f"As called, less remains than in a graph in: {listed(lost)}. There the launches show, which take more of the CPU's time through our registry "
+       "than from PyTorch." if lost else "As called, no less remains than in a graph: the launches of our products do not show.")
 )
 
 # %% [markdown]
