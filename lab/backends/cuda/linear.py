@@ -188,13 +188,11 @@ class Schedule(NamedTuple):
 
 def plan_wgmma(m: int, n: int, k: int, gpu: GPU) -> Schedule:
     """The schedule of a product. Where c has too few tiles for the GPU, smaller ones, and then the sum over k is split:
-    as often as there are multiprocessors left, but into parts of at least 4 steps. Of few rows, which come down to
-    reading b, half of the multiprocessors have enough loads under way, and every split costs a c written and read."""
+    as often as there are multiprocessors left, but into parts of at least 4 steps."""
     if m > 64 and _tiles(m, n, 128, 256) >= gpu.multiprocessors:
         return Schedule(256, 2, 4, 2, 8, k)
     few = Schedule(128, 1, 8, 1, 16, k) if m <= 64 else Schedule(128, 2, 6, 1, 8, k)
-    places = gpu.multiprocessors // 2 if m <= 64 else gpu.multiprocessors
-    splits = max(1, min(places // few.items(m, n, k), -(-k // PANEL) // 4))
+    splits = max(1, min(gpu.multiprocessors // few.items(m, n, k), -(-k // PANEL) // 4))
     depth = -(-k // (splits * PANEL)) * PANEL
     return few._replace(depth=min(k, depth))
 
@@ -205,7 +203,8 @@ def _wgmma(left, right, bias, c, schedule):
     splits, group_of_panels = -(-k // schedule.depth), (PANEL, PANEL)
     output = "SPLIT" if splits > 1 else "TO_TMA" if n * c.element_size() % VECTOR_BYTES == 0 else "DIRECT"
     out = c if splits == 1 else c.new_empty(splits, m, n, dtype=torch.float32)
-    maps = [TensorMap(operand.rows, group_of_panels) for operand in (left, right)]
+    of_left = (min(m, PANEL), PANEL) if left.along_k else group_of_panels
+    maps = [TensorMap(left.rows, of_left), TensorMap(right.rows, group_of_panels)]
     clusters = min(schedule.items(m, n, k), gpu_of(c.device).multiprocessors // schedule.cluster)
     _launch(
         "linear_wgmma",
