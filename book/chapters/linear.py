@@ -677,6 +677,17 @@ show(
 )
 
 # %% [markdown]
+# **And the bias?** It is a few kilobytes, and cost far more time than these take. At first each thread loaded it at the end of
+# a tile: 64 loads of 2 bytes, in several rounds, for whose answers the tensor cores waited in every tile. Beginning the sums
+# with the bias, instead of zeros, won nothing: then the first product waits for the same loads. Now each thread of a warp
+# asks for two neighbours of every 64 columns before the products, and the threads hand each other what they need after them.
+
+# %% tags=["remove-input"]
+show(cuda_code(SOURCE, "template <typename T, bool BIAS, int COLUMNS> struct HeldBias {", "// How a tile of c"))
+
+# %% [markdown]
+# **Prediction:** a bias then costs nothing. So it was, nearly, in a sweep beside this record.
+#
 # ## Backward
 #
 # $\mathrm{d}x$ and $\mathrm{d}w$ are the same kernels with other strides. For tensor cores a transposed operand is no matter:
@@ -728,10 +739,11 @@ show(
 # overwrites a large buffer, so that nothing of the operands is left in L2. That leaves L2 full of lines that have been
 # written and are not in memory yet. Reading the weight pushes them out, and so the call pays for writes that are not
 # its own. In a model it is the same, though less: the operator before has written something too. How much can it be? At
-# most an L2 full, 50 MB:
+# most an L2 full:
 
 # %% tags=["remove-input"]
-L2 = 50 * 2**20  # bytes (NVIDIA's datasheet)
+MEBIBYTES = {"NVIDIA H100 80GB HBM3": 50, "NVIDIA H200": 60}  # of L2, as the driver says
+L2 = MEBIBYTES[record.environment.gpu] * 2**20
 rows = []
 for shape in small:
     floor, dirty = roofline.roofline(record, "linear", shape, "forward").floor_us, L2 / record.ceilings.copy_gbps / 1e3
@@ -753,6 +765,36 @@ hinted, plain_loads = (", ".join(f"{speed(label, shape=shape):.0f}%" for shape i
 show(
     f"It has {hinted} of cuBLAS's speed at {', '.join(str(shape[0]) for shape in DECODE)} rows; mma, which has neither the hint nor TMA, {plain_loads}. "
     "How much of that is the hint's, this record cannot tell: it has no wgmma without."
+)
+
+# %% [markdown]
+# In a sweep beside this record most of the lead over cuBLAS at 16 rows was the hint's. Two more things were found there, by
+# timing the same kernels behind an L2 that was cleared by reading:
+#
+# - **Boxes as tall as x.** One row took wgmma longer than 64 rows. TMA fetched x in boxes of 64 rows, of which 63 stuck out; the
+#   zeros for those took longer than copies would have. Now a box has as many rows as x. The others of the tile hold anything,
+#   and so do the rows of $c$ that they make, which nobody writes.
+# - **No more than is asked for.** L2 can fetch 256 bytes where TMA asks for 128, and where the weight lies along $k$ the others
+#   are the next step's. Without that it is faster. We expected it of written lines, whose places these bytes take before
+#   their time; but it is so behind a clean L2 as well, and why we do not know.
+
+# %% tags=["remove-input"]
+show(code(cuda_linear._maps))
+
+# %% tags=["remove-input"]
+show(
+    Folded(
+        "What was tried and lost",
+        (
+            "A shorter ring, so that fewer bytes under way push out fewer written lines: with six places in place of eight no faster, with four or three slower, with two far slower.",
+            "Leaving the order in which lines leave L2 unchanged (evict_unchanged), in place of evict_first: hardly better than no hint with TMA, and worse with loads by threads.",
+            "Loads of 16 bytes straight into registers for mma.sync, x in shared memory, parts of k added up inside a cluster: with one row ahead of the wgmma of that "
+            "time; with 16, where all of x must be there before the first product, behind.",
+            "wgmma's parts of k added up inside a cluster, through each other's shared memory, in place of a second kernel: with two parts a little faster for up to 16 rows "
+            "and slower for 64; with four parts much slower. We think that clusters of four blocks, each filling a multiprocessor, do not all fit at once.",
+            "evict_first in Triton's split_k: no difference.",
+        ),
+    )
 )
 
 # %% [markdown]

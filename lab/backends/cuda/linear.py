@@ -199,8 +199,8 @@ def plan_wgmma(m: int, n: int, k: int, gpu: GPU) -> Schedule:
 
 def _maps(left: Operand, right: Operand) -> list[TensorMap]:
     """Of a and b, which TMA fetches in panels. Of few rows of a no more than there are: zeros for the others take TMA
-    longer than copies. And then what is along k is fetched as it is asked for: the 128 bytes beside a panel's are the
-    next step's, and would take the place in L2 of what the kernels before wrote."""
+    longer than copies. And then what is along k is fetched as it is asked for, which is faster: the 128 bytes beside a
+    panel's are the next step's."""
     few = len(left.matrix) <= PANEL
     boxes = (min(len(left.matrix), PANEL) if left.along_k else PANEL, PANEL), (PANEL, PANEL)
     return [TensorMap(each.rows, box, not (few and each.along_k)) for each, box in zip((left, right), boxes)]
