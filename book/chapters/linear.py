@@ -679,7 +679,7 @@ show(
 # %% [markdown]
 # **And the bias?** It is a few kilobytes, and cost far more time than these take. At first each thread loaded it at the end of
 # a tile: 64 loads of 2 bytes, in several rounds, for whose answers the tensor cores waited in every tile. Beginning the sums
-# with the bias, instead of zeros, won nothing: then the first product waits for the same loads. Now each thread of a warp
+# with the bias, instead of zeros, won next to nothing: then the first product waits for the same loads. Now each thread of a warp
 # asks for two neighbours of every 64 columns before the products, and the threads hand each other what they need after them.
 
 # %% tags=["remove-input"]
