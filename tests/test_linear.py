@@ -254,6 +254,9 @@ def test_what_is_launched_fits_the_gpu(name, shape):
                 assert matrix.stride(1) == 1 and matrix.stride(0) * matrix.element_size() % 16 == 0
                 assert matrix.stride(0) >= matrix.shape[1] and matrix.data_ptr() % 16 == 0
             if maps:
+                m, along_k = launch.arguments["5"], launch.kernel.split(", ")[1:3]
+                assert maps[0].box == (min(m, 64) if along_k[0] == "true" else 64, 64) and maps[1].box == (64, 64)
+                assert [each.wide for each in maps[:2]] == [m > 64 or along == "false" for along in along_k]
                 _, _, _, _, _, _, _, k, depth, _ = launch.arguments.values()
                 splits = launch.arguments["0"].shape[0] if "SPLIT" in launch.kernel else 1
                 assert depth == k or depth % 64 == 0

@@ -25,6 +25,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 import lab  # before triton: with no GPU it switches Triton to its interpreter
+import itertools
 import statistics
 
 import torch
@@ -43,12 +44,12 @@ from lab.benchmark.candidates import Workload
 from lab.benchmark.figures import predictions
 from lab.benchmark.models import ModelWorkload
 from lab.benchmark.tables import Table, ladder_table, shape_text, table, trap_table
+from lab.benchmark.waterfall import amdahl
 from lab.notebook import Folded, Published, code, cuda_code, measure_here, show
 from lab.profiling import multiprocessor, resources, roofline, tiles
 
-GPU = "NVIDIA H100 80GB HBM3"
-record = records.published("linear", GPU)
-published, H100 = Published(record), ARCHITECTURES["sm_90"]
+record = records.published("linear")
+published, HOPPER = Published(record), ARCHITECTURES["sm_90"]
 device = default_device()
 linear = operator("linear")
 QUERY, UP, DOWN = (8192, 4096, 4096), (8192, 14336, 4096), (8192, 4096, 14336)  # m, n, k of Llama-3-8B's layers
@@ -198,7 +199,7 @@ TENSOR = 4096  # by tensor cores, in bfloat16 (NVIDIA's datasheet: the peak rate
 SHARED = 128  # bytes that shared memory delivers in a cycle: 32 banks of 4
 LANES_SHARE = LANES / TENSOR
 show(
-    f"In a cycle a multiprocessor of an H100 does {LANES} FLOPs by its lanes, and {TENSOR} by its tensor cores in bfloat16, "
+    f"In a cycle a multiprocessor of Hopper's does {LANES} FLOPs by its lanes, and {TENSOR} by its tensor cores in bfloat16, "
     f"{TENSOR // LANES} times as many. A kernel that does not use them cannot reach more than "
     f"{100 * LANES_SHARE:.2f} percent of the rate of one that does, however well it is written."
 )
@@ -233,7 +234,8 @@ for name, bits in (("bfloat16", 7), ("TF32", 10), ("float32", 23)):
 # record of the course's timing traps:
 
 # %% tags=["remove-input"]
-trap = next(trap for trap in records.published("timing", GPU).traps if trap.name == "zeros")
+timing = records.published("timing")
+trap = next(trap for trap in timing.traps if trap.name == "zeros")
 show(trap_table(trap))
 
 # %% tags=["remove-input"]
@@ -242,7 +244,7 @@ watts, clock = ([statistics.median(getattr(way, name)) for way in trap.ways] for
 assert zero.us < random.us and watts[0] < watts[1] and clock[0] > clock[1]
 show(
     f"Zeros look {random.us / zero.us:.2f} times as fast. The random product draws {watts[1]:.0f} W, against a limit of "
-    f"{record.environment.power_limit_w:.0f}, and the clock gives way. So a kernel is tested and timed on random numbers here. It also "
+    f"{timing.environment.power_limit_w:.0f}, and the clock gives way. So a kernel is tested and timed on random numbers here. It also "
     f"means that the ceiling is no constant. It comes from a product that takes {2 * record.ceilings.matmul_size**3 / record.ceilings.matmul_tflops / 1e6:.0f} us, "
     f"and one that is done in {us(CUBLAS):.0f} may be done before the clock has fallen as far: percentages above a hundred can come from that."
 )
@@ -345,7 +347,8 @@ show(multiprocessor.occupancy_table(forward))
 #
 # ## Grouped: in which order?
 #
-# Programs start in the order of their numbers, and on an H100 132 of these run at a time. Those share what L2 holds.
+# Programs start in the order of their numbers, and 132 of these run at a time, one on each of Hopper's
+# multiprocessors. Those share what L2 holds.
 # Numbered row by row, 132 tiles cover two rows of $c$ and a bit, if $c$ is wide: few rows of $a$, and all of $b$. In
 # groups of eight rows, column by column, they cover something nearer to a square:
 
@@ -368,7 +371,7 @@ def order_of(shape, group, block_m=128, block_n=256):
     return order.tolist()
 
 
-show(tiles.waves_drawn({"row by row": order_of(UP, 1), "groups of 8 rows": order_of(UP, triton_linear.GROUP)}, H100.multiprocessors))
+show(tiles.waves_drawn({"row by row": order_of(UP, 1), "groups of 8 rows": order_of(UP, triton_linear.GROUP)}, HOPPER.multiprocessors))
 
 # %% [markdown]
 # The tiles of $c$ at 8192 x 14336. Darkest, those that run first; orange, the rows of $a$ and columns of $b$ that they
@@ -378,9 +381,9 @@ show(tiles.waves_drawn({"row by row": order_of(UP, 1), "groups of 8 rows": order
 # %%
 def tb_per_s(shape, group, block_m=128, block_n=256):
     """From device memory, at the ceiling's rate; k cancels out."""
-    rows, columns = tiles.needed(order_of(shape, group), H100.multiprocessors)
+    rows, columns = tiles.needed(order_of(shape, group), HOPPER.multiprocessors)
     fetched = 2 * (rows * block_m + columns * block_n)
-    flops = 2 * H100.multiprocessors * block_m * block_n
+    flops = 2 * HOPPER.multiprocessors * block_m * block_n
     return fetched * record.ceilings.matmul_tflops / flops
 
 
@@ -445,11 +448,11 @@ show(
 )
 
 # %% tags=["remove-input"]
-waves = {shape: triton.cdiv(shape[0], 128) * triton.cdiv(shape[1], 256) / H100.multiprocessors for shape in (QUERY, UP)}
+waves = {shape: triton.cdiv(shape[0], 128) * triton.cdiv(shape[1], 256) / HOPPER.multiprocessors for shape in (QUERY, UP)}
 idle = {shape: 100 * (1 - wave / -(-wave // 1)) for shape, wave in waves.items()}
 show(
     Folded(
-        f"Question: {H100.multiprocessors} programs share {QUERY[0] // 128 * (QUERY[1] // 256)} tiles. How much is lost at the end?",
+        f"Question: {HOPPER.multiprocessors} programs share {QUERY[0] // 128 * (QUERY[1] // 256)} tiles. How much is lost at the end?",
         (
             f"They go round {waves[QUERY]:.1f} times, so {-(-waves[QUERY] // 1):.0f}, and in the last round some have nothing to do: "
             f"{idle[QUERY]:.0f}% of all the time, and {idle[UP]:.0f}% at {shape_text(UP)}. Whoever has tiles of this size loses it, programs that stay or not.",
@@ -550,7 +553,7 @@ show(
 show(cuda_code(SOURCE, "  A sum = 0;", "  int64 row = first_row + threadIdx.x / 32"))
 
 # %% tags=["remove-input"]
-lanes_tflops = LANES * H100.multiprocessors * record.environment.sm_clock_mhz * 1e-6
+lanes_tflops = LANES * HOPPER.multiprocessors * record.environment.sm_clock_mhz * 1e-6
 show(
     f"**Outcome:** {outcome('cuda:shared')}, {tflops('cuda:shared'):.1f} TFLOP/s. Shared memory delivers {SHARED // 4} floats in a cycle, "
     f"a row of them in one load and a single one for the whole warp in the other: two loads for 32 multiply-and-adds, where the lanes could do "
@@ -674,6 +677,17 @@ show(
 )
 
 # %% [markdown]
+# **And the bias?** It is a few kilobytes, and cost far more time than these take. At first each thread loaded it at the end of
+# a tile: 64 loads of 2 bytes, in several rounds, for whose answers the tensor cores waited in every tile. Beginning the sums
+# with the bias, instead of zeros, won next to nothing: then the first product waits for the same loads. Now each thread of a warp
+# asks for two neighbours of every 64 columns before the products, and the threads hand each other what they need after them.
+
+# %% tags=["remove-input"]
+show(cuda_code(SOURCE, "template <typename T, bool BIAS, int COLUMNS> struct HeldBias {", "// How a tile of c"))
+
+# %% [markdown]
+# **Prediction:** a bias then costs nothing. So it was, nearly, in a sweep beside this record.
+#
 # ## Backward
 #
 # $\mathrm{d}x$ and $\mathrm{d}w$ are the same kernels with other strides. For tensor cores a transposed operand is no matter:
@@ -725,10 +739,11 @@ show(
 # overwrites a large buffer, so that nothing of the operands is left in L2. That leaves L2 full of lines that have been
 # written and are not in memory yet. Reading the weight pushes them out, and so the call pays for writes that are not
 # its own. In a model it is the same, though less: the operator before has written something too. How much can it be? At
-# most an L2 full, 50 MB:
+# most an L2 full:
 
 # %% tags=["remove-input"]
-L2 = 50 * 2**20  # bytes (NVIDIA's datasheet)
+MEBIBYTES = {"NVIDIA H100 80GB HBM3": 50, "NVIDIA H200": 60}  # of L2, as the driver says
+L2 = MEBIBYTES[record.environment.gpu] * 2**20
 rows = []
 for shape in small:
     floor, dirty = roofline.roofline(record, "linear", shape, "forward").floor_us, L2 / record.ceilings.copy_gbps / 1e3
@@ -753,6 +768,36 @@ show(
 )
 
 # %% [markdown]
+# In a sweep beside this record most of the lead over cuBLAS at 16 rows was the hint's. Two more things were found there, by
+# timing the same kernels behind an L2 that was cleared by reading:
+#
+# - **Boxes as tall as x.** One row took wgmma longer than 64 rows. TMA fetched x in boxes of 64 rows, of which 63 stuck out; the
+#   zeros for those took longer than copies would have. Now a box has as many rows as x. The others of the tile hold anything,
+#   and so do the rows of $c$ that they make, which nobody writes.
+# - **No more than is asked for.** L2 can fetch 256 bytes where TMA asks for 128, and where the weight lies along $k$ the others
+#   are the next step's. Without that it is faster. We expected it of written lines, whose places these bytes take before
+#   their time; but it is so behind a clean L2 as well, and why we do not know.
+
+# %% tags=["remove-input"]
+show(code(cuda_linear._maps))
+
+# %% tags=["remove-input"]
+show(
+    Folded(
+        "What was tried and lost",
+        (
+            "A shorter ring, so that fewer bytes under way push out fewer written lines: with six places in place of eight no faster, with four or three slower, with two far slower.",
+            "Leaving the order in which lines leave L2 unchanged (evict_unchanged), in place of evict_first: hardly better than no hint with TMA, and worse with loads by threads.",
+            "Loads of 16 bytes straight into registers for mma.sync, x in shared memory, parts of k added up inside a cluster: with one row ahead of the wgmma of that "
+            "time; with 16, where all of x must be there before the first product, behind.",
+            "wgmma's parts of k added up inside a cluster, through each other's shared memory, in place of a second kernel: with two parts a little faster for up to 16 rows "
+            "and slower for 64; with four parts much slower. We think that clusters of four blocks, each filling a multiprocessor, do not all fit at once.",
+            "evict_first in Triton's split_k: no difference.",
+        ),
+    )
+)
+
+# %% [markdown]
 # ### Split k
 #
 # With few rows there is a second difficulty. A tile of $c$ is as tall as there are rows, so there are only as many
@@ -764,11 +809,11 @@ show(
 def launched(shape):
     """Programs and parts of k, in Triton and in CUDA, of what the best rung launches."""
     of_triton, of_cuda = (
-        launches_of(rungs_of("linear", backend)[-1], shape, torch.bfloat16, "forward", H100)[0].grid
+        launches_of(rungs_of("linear", backend)[-1], shape, torch.bfloat16, "forward", HOPPER)[0].grid
         for backend in ("triton", "cuda")
     )
     parts = of_triton[1] if len(of_triton) > 1 else 1
-    depth = cuda_linear.plan_wgmma(*shape, H100).depth
+    depth = cuda_linear.plan_wgmma(*shape, HOPPER).depth
     return of_triton[0] * parts, parts, of_cuda[0], triton.cdiv(shape[2], depth)
 
 
@@ -824,6 +869,67 @@ show(
     f"- With few rows nobody is near the floor of the bytes: not cuBLAS, and not the best of ours, which has {few} of its speed at {', '.join(str(shape[0]) for shape in DECODE)} rows.\n"
     "- Each call describes its matrices to TMA anew: `cuda:wgmma` on the CPU, Triton on the GPU. Where a product is short and the CPU is not ahead of the GPU, that may show.\n"
     "- `wgmma` is Hopper's alone. On Ampere and Ada the ladder ends at `mma`, on later GPUs too: Blackwell's own instructions are other ones."
+)
+
+# %% [markdown]
+# ## What remains in the model
+#
+# Of a norm's gain a model keeps little, because a norm is a small part of it. A product is nearly all of it. **So should
+# the model not follow it, up and down?** The experiment `replace_linear` runs a model of Llama-3-8B's layers with
+# PyTorch's product, with Triton's and with that of CUDA C++, all else being PyTorch's.
+#
+# **Prediction,** by Amdahl's law: with a share s of the time g times as fast, the whole takes 1 - s + s/g. g is what the MLP
+# gains by itself, which is three products and little else. s is the MLP's time, times as much as the least time that all
+# products of the model can take is more than that of the MLP's three, over the model's time.
+
+# %% tags=["hide-input"]
+inside = records.published("replace_linear")
+BACKENDS = {"Triton": "torch,linear=triton", "CUDA": "torch,linear=cuda"}
+
+
+def model_row(backend, compiled, part, phase):
+    (row,) = [row for row in inside.models if (row.backend, row.compiled) == (backend, compiled)
+              and (row.workload.part, row.workload.phase) == (part, phase)]
+    return row
+
+
+def products_us(workload):
+    """The least time that its products can take."""
+    calls = [call for call in workload.calls if call.operator == "linear"]
+    return sum(call.count * inside.ceilings.floor_us(call.cost(workload.torch_dtype)) for call in calls)
+
+
+remains = {}  # gain of the MLP, share, predicted, in a graph, as called
+for phase, compiled in itertools.product(("prefill", "decode"), (False, True)):
+    mlp, whole = (model_row("torch", compiled, part, phase) for part in ("mlp", "model"))
+    share = min(1, mlp.graph_us * products_us(whole.workload) / products_us(mlp.workload) / whole.graph_us)
+    for name, backend in BACKENDS.items():
+        mlp_here, here = (model_row(backend, compiled, part, phase) for part in ("mlp", "model"))
+        gain, called = mlp.graph_us / mlp_here.graph_us, whole.timing.median_us / here.timing.median_us
+        case = f"{phase}, {'compiled' if compiled else 'eager'}, {name}"
+        remains[case] = gain, share, amdahl(share, gain), whole.graph_us / here.graph_us, called
+rows = [[case, f"{gain:.3f}", f"{100 * share:.0f}", *(f"{n:.3f}" for n in wholes)] for case, (gain, share, *wholes) in remains.items()]
+show(Table([whole.workload.model, "MLP alone", "share %", "predicted", "in a graph", "as called"], rows))
+
+# %% tags=["remove-input"]
+def listed(cases):
+    return "; ".join(f"{case} {number:.2f}" for case, number in cases.items())
+
+
+off = {case: in_graph / predicted - 1 for case, (_, _, predicted, in_graph, _) in remains.items()}
+furthest = max(off, key=lambda case: abs(off[case]))
+faster, slower = ({case: row[3] for case, row in remains.items() if sign * (row[3] - 1) > 0.01} for sign in (1, -1))
+lost = {case: row[4] for case, row in remains.items() if row[4] < row[3] - 0.03}
+more_than_half = sum(share > 0.5 for _, share, *_ in remains.values())
+show(
+    f"Times as fast as with PyTorch's product, on {inside.environment.gpu}. *In a graph* is the GPU's work alone; *as called* is what the caller waits for, "
+    "Python and launches included.\n\n"
+    f"**Outcome:** the products' share is more than half in {more_than_half} of the {len(remains)} cases, and what is measured in a graph lies within "
+    f"{100 * abs(off[furthest]):.1f}% of the prediction, furthest in: {furthest}. "
+    + (f"More than a percent is gained in: {listed(faster)}. " if faster else "More than a percent is gained nowhere. ")
+    + (f"More than a percent is lost in: {listed(slower)}. " if slower else "More than a percent is lost nowhere. ")
+    + (f"As called, less remains than in a graph in: {listed(lost)}. There the launches show, which take more of the CPU's time through our registry "
+       "than from PyTorch." if lost else "As called, no less remains than in a graph: the launches of our products do not show.")
 )
 
 # %% [markdown]

@@ -157,18 +157,21 @@ class TensorMap:
 
     matrix: (rows, columns), float16 or bfloat16, unit stride in its second dimension; its address and the stride of its
     first are multiples of 16 bytes. box: rows and columns; 64 columns, which are 128 bytes, swizzled in shared memory.
+    wide: L2 fetches 256 bytes at a time from memory, so with a row of a box the neighbouring box's.
     """
 
     matrix: torch.Tensor
     box: tuple[int, int]
+    wide: bool = True
 
     def __str__(self) -> str:
-        return f"{self.matrix.dtype} {tuple(self.matrix.shape)} {self.matrix.stride()} in {self.box}"
+        fetched = "" if self.wide else ", fetched as asked for"
+        return f"{self.matrix.dtype} {tuple(self.matrix.shape)} {self.matrix.stride()} in {self.box}{fetched}"
 
     def encoded(self) -> ctypes.Structure:
         """As the driver has it. Raises RuntimeError if it refuses."""
         matrix = self.matrix
-        return _encoded(matrix.data_ptr(), matrix.dtype, tuple(matrix.shape), matrix.stride(0), self.box)
+        return _encoded(matrix.data_ptr(), matrix.dtype, tuple(matrix.shape), matrix.stride(0), self.box, self.wide)
 
 
 class _CUtensorMap(ctypes.Structure):
@@ -176,14 +179,14 @@ class _CUtensorMap(ctypes.Structure):
 
 
 @lru_cache(maxsize=4096)
-def _encoded(address: int, dtype: torch.dtype, shape: tuple[int, int], stride: int, box: tuple[int, int]):
+def _encoded(address: int, dtype: torch.dtype, shape: tuple[int, int], stride: int, box: tuple[int, int], wide: bool):
     # By the driver itself: it wants the map at a multiple of 64 bytes, where cuda.bindings puts it by chance only; and
     # cuda.core keeps the tensor alive and takes no box that is larger than it.
     from cuda.bindings import driver
 
     memory = ctypes.create_string_buffer(ctypes.sizeof(_CUtensorMap) + 64)
     encoded = _CUtensorMap.from_buffer(memory, -ctypes.addressof(memory) % 64)
-    kind = driver.CUtensorMapDataType
+    kind, promotion = driver.CUtensorMapDataType, driver.CUtensorMapL2promotion
     status = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled(
         ctypes.byref(encoded),
         int(kind.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if dtype == torch.bfloat16 else kind.CU_TENSOR_MAP_DATA_TYPE_FLOAT16),
@@ -195,7 +198,7 @@ def _encoded(address: int, dtype: torch.dtype, shape: tuple[int, int], stride: i
         (ctypes.c_uint32 * 2)(1, 1),
         int(driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
         int(driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B),
-        int(driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B),
+        int(promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B if wide else promotion.CU_TENSOR_MAP_L2_PROMOTION_NONE),
         int(driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
     )
     if status:

@@ -509,6 +509,33 @@ __device__ inline void store_matrices(unsigned address, unsigned m0, unsigned m1
                : "memory");
 }
 
+// The bias of COLUMNS columns from `first` on, shared out over a warp, two neighbours of every 64 to a thread. Asked for
+// before a tile is multiplied and first used after, it keeps nobody waiting.
+template <typename T, bool BIAS, int COLUMNS> struct HeldBias {
+  T low[COLUMNS / 64] = {}, high[COLUMNS / 64] = {};
+
+  __device__ inline HeldBias(const T* bias, int64 first, int64 n) {
+    if constexpr (BIAS) {
+#pragma unroll
+      for (int i = 0; i < COLUMNS / 64; ++i) {
+        int64 column = first + i * 64 + threadIdx.x % 32 * 2;
+        if (column < n) low[i] = bias[column];
+        if (column + 1 < n) high[i] = bias[column + 1];
+      }
+    }
+  }
+  // Of the two columns that a thread has sums of among the 8 from `column` on. For all threads of the warp.
+  __device__ inline Vector<float, 2> of(int column) const {
+    if constexpr (BIAS) {
+      Vector<T, 2> mine = {{low[column / 64], high[column / 64]}};
+      unsigned theirs = __shfl_sync(0xffffffff, *(const unsigned*)&mine, column % 64 / 2 + threadIdx.x % 4);
+      mine = *(const Vector<T, 2>*)&theirs;
+      return {{widen(mine.at[0]), widen(mine.at[1])}};
+    }
+    return {};
+  }
+};
+
 // How a tile of c gets to memory. TO_TMA: through shared memory and TMA, which goes on while the next tile is
 // multiplied. DIRECT: by each thread, where c's rows do not begin at multiples of 16 bytes. SPLIT: in float, one c for
 // each part of k.
@@ -524,7 +551,9 @@ template <int STAGES> struct RingPlace {
 };
 
 // Items of work are the tiles of c, CLUSTER rows of them at once, for each `depth` of k. Blocks of a cluster work on
-// tiles below each other, which need the same tile of b: each loads a part of it for all.
+// tiles below each other, which need the same tile of b: each loads a part of it for all. Where a has fewer rows than a
+// panel, a's map has boxes of as many: the panel's other rows hold anything, and so do the rows of c that they make,
+// which are never written.
 template <typename T, bool A_ALONG_K, bool B_ALONG_K, int BLOCK_N, int CONSUMERS, int STAGES, int CLUSTER, bool BIAS,
           Output OUTPUT>
 __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
@@ -554,6 +583,7 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
   if (warpgroup == CONSUMERS) {
     if constexpr (CONSUMERS == 2) give_registers<40>();
     if (threadIdx.x % 128 == 0) {
+      int missing = A_ALONG_K ? PANEL - int(min(m, int64(PANEL))) : 0;  // rows of a panel of a
       for (int item = blockIdx.x / CLUSTER; item < items; item += gridDim.x / CLUSTER) {
         TilePlace tile(item % tiles, tiles_m, tiles_n, group);
         int row = (tile.row * CLUSTER + rank) * BLOCK_M, column = tile.column * BLOCK_N;
@@ -561,7 +591,7 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
         for (int64 start = first; start < last; start += PANEL, at.advance()) {
           unsigned to = ring + at.stage * STAGE_BYTES, arrived = full + at.stage * 8;
           barrier_wait(empty + at.stage * 8, at.parity ^ 1);  // the first time round at once
-          barrier_expect(arrived, STAGE_BYTES);
+          barrier_expect(arrived, STAGE_BYTES - CONSUMERS * missing * 128);
 #pragma unroll
           for (int p = 0; p < CONSUMERS; ++p) {
             int i = row + p * PANEL;
@@ -591,6 +621,7 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
       int64 column = int64(tile.column) * BLOCK_N;
       int split = item / tiles;
       int64 first = split * depth, last = min(k, first + depth);
+      HeldBias<T, BIAS, BLOCK_N> held(bias, column, n);
       float sums[BLOCK_N / 2] = {};
       int before = -1;
       for (int64 start = first; start < last; start += PANEL, at.advance()) {
@@ -622,12 +653,11 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
 #pragma unroll
           for (int j = 0; j < PANEL; j += 16) {
             const float* s = sums + (p * PANEL + j) / 2;
-            int64 at_column = column + p * PANEL + j + lane % 4 * 2;
-            float b0 = bias_of<BIAS>(bias, at_column, n), b1 = bias_of<BIAS>(bias, at_column + 1, n);
-            float b8 = bias_of<BIAS>(bias, at_column + 8, n), b9 = bias_of<BIAS>(bias, at_column + 9, n);
+            Vector<float, 2> left = held.of(p * PANEL + j), right = held.of(p * PANEL + j + 8);
             store_matrices(panel + place_in_panel(warp * 16 + lane % 16, j / 8 + lane / 16),
-                           pack<T>(s[0] + b0, s[1] + b1), pack<T>(s[2] + b0, s[3] + b1),
-                           pack<T>(s[4] + b8, s[5] + b9), pack<T>(s[6] + b8, s[7] + b9));
+                           pack<T>(s[0] + left.at[0], s[1] + left.at[1]), pack<T>(s[2] + left.at[0], s[3] + left.at[1]),
+                           pack<T>(s[4] + right.at[0], s[5] + right.at[1]),
+                           pack<T>(s[6] + right.at[0], s[7] + right.at[1]));
           }
           fence_for_copies();
           warpgroup_barrier(warpgroup);
@@ -641,10 +671,10 @@ __global__ __launch_bounds__(128 * (CONSUMERS + 1), 1) void linear_wgmma(
         for (int j = 0; j < BLOCK_N; j += 8) {
           const float* s = sums + j / 2;
           int64 at_column = column + j + lane % 4 * 2, at_row = row + warp * 16 + lane / 4;
-          float b0 = bias_of<BIAS>(bias, at_column, n), b1 = bias_of<BIAS>(bias, at_column + 1, n);
           if constexpr (OUTPUT == DIRECT) {
-            store_pair((T*)out, at_row, at_column, m, n, s[0] + b0, s[1] + b1);
-            store_pair((T*)out, at_row + 8, at_column, m, n, s[2] + b0, s[3] + b1);
+            Vector<float, 2> b = held.of(j);
+            store_pair((T*)out, at_row, at_column, m, n, s[0] + b.at[0], s[1] + b.at[1]);
+            store_pair((T*)out, at_row + 8, at_column, m, n, s[2] + b.at[0], s[3] + b.at[1]);
           } else {
             store_pair((float*)out + split * m * n, at_row, at_column, m, n, s[0], s[1]);
             store_pair((float*)out + split * m * n, at_row + 8, at_column, m, n, s[2], s[3]);

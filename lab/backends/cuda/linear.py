@@ -189,30 +189,37 @@ class Schedule(NamedTuple):
 
 def plan_wgmma(m: int, n: int, k: int, gpu: GPU) -> Schedule:
     """The schedule of a product. Where c has too few tiles for the GPU, smaller ones, and then the sum over k is split:
-    as often as there are multiprocessors left, but into parts of at least 4 steps. Of few rows, which come down to
-    reading b, half of the multiprocessors have enough loads under way, and every split costs a c written and read."""
+    as often as there are multiprocessors left, but into parts of at least 4 steps."""
     if m > 64 and _tiles(m, n, 128, 256) >= gpu.multiprocessors:
         return Schedule(256, 2, 4, 2, 8, k)
     few = Schedule(128, 1, 8, 1, 16, k) if m <= 64 else Schedule(128, 2, 6, 1, 8, k)
-    places = gpu.multiprocessors // 2 if m <= 64 else gpu.multiprocessors
-    splits = max(1, min(places // few.items(m, n, k), -(-k // PANEL) // 4))
+    splits = max(1, min(gpu.multiprocessors // few.items(m, n, k), -(-k // PANEL) // 4))
     depth = -(-k // (splits * PANEL)) * PANEL
     return few._replace(depth=min(k, depth))
+
+
+def _maps(left: Operand, right: Operand) -> list[TensorMap]:
+    """Of a and b, which TMA fetches in panels. Of few rows of a no more than there are: zeros for the others take TMA
+    longer than copies. And then what is along k is fetched as it is asked for, which is faster: the 128 bytes beside a
+    panel's are the next step's."""
+    few = len(left.matrix) <= PANEL
+    boxes = (min(len(left.matrix), PANEL) if left.along_k else PANEL, PANEL), (PANEL, PANEL)
+    return [TensorMap(each.rows, box, not (few and each.along_k)) for each, box in zip((left, right), boxes)]
 
 
 def _wgmma(left, right, bias, c, schedule):
     """linear_wgmma with the schedule; c is written by it, or after it where the sum is split."""
     (m, n), k = c.shape, left.matrix.shape[1]
-    splits, group_of_panels = -(-k // schedule.depth), (PANEL, PANEL)
+    splits = -(-k // schedule.depth)
     output = "SPLIT" if splits > 1 else "TO_TMA" if n * c.element_size() % VECTOR_BYTES == 0 else "DIRECT"
     out = c if splits == 1 else c.new_empty(splits, m, n, dtype=torch.float32)
-    maps = [TensorMap(operand.rows, group_of_panels) for operand in (left, right)]
+    maps = _maps(left, right)
     clusters = min(schedule.items(m, n, k), gpu_of(c.device).multiprocessors // schedule.cluster)
     _launch(
         "linear_wgmma",
         (TYPES[c.dtype], left.along_k, right.along_k, *schedule[:4], bias is not None and splits == 1, output),
         clusters * schedule.cluster, 128 * (schedule.consumers + 1),
-        out, *maps, TensorMap(c, group_of_panels) if output == "TO_TMA" else maps[0], c if bias is None else bias,
+        out, *maps, TensorMap(c, (PANEL, PANEL)) if output == "TO_TMA" else maps[0], c if bias is None else bias,
         m, n, k, schedule.depth, schedule.group, shared=schedule.shared(output), cluster=schedule.cluster,
     )  # fmt: skip
     if splits > 1:
