@@ -210,7 +210,7 @@ show(f"**Outcome:** {percent('triton:online', shape=LONG)} at 65536 columns, {pe
 
 # %% tags=["remove-input"]
 SOURCE = cuda_softmax.SOURCE
-show(cuda_code(SOURCE, "template <typename A> struct Normalizer", "// vectorized: 16-byte loads"))
+show(cuda_code(SOURCE, "template <typename A> struct Normalizer", "// Over LANES neighbouring threads"))
 
 # %% [markdown]
 # **one_pass** keeps the row in registers. `LANES` threads share a row: one thread for eight columns, a warp for a
@@ -284,9 +284,18 @@ show(f"**Outcome:** {percent('cuda:fast_exp')} at 4096 columns against {percent(
 # form a *cluster*: they run at the same time, near one another, and can write into each other's shared memory. **cluster**
 # shares a row out over two to eight blocks, which exchange maximum and sum that way: the long row is read once, by many.
 # **Prediction:** 65,536 and 131,072 columns as near to the ceiling as 16,384.
+#
+# <details><summary>Question: each block has written its parts into all the others. How does a block know that it has theirs?</summary>
+#
+# By a barrier of the whole cluster: when everybody has arrived there, everybody has written. So the first version did it.
+# But then a block also waits for those whose parts it already has, and with a row or two to a multiprocessor nothing else
+# runs meanwhile. What is needed is less: *my* parts are here. A message to another block can count its bytes at a barrier
+# in that block's own memory, so each waits for what it needs and for no more.
+#
+# </details>
 
 # %% tags=["remove-input"]
-show(cuda_code(SOURCE, "// Over all threads of all CLUSTER blocks", "// vectorized: 16-byte loads"))
+show(cuda_code(SOURCE, "// How the warps of a row's CLUSTER blocks", "// The same of a sum."))
 
 # %% tags=["remove-input"]
 show(f"**Outcome:** {percent('cuda:cluster', shape=WIDE)} at 16384 columns, {percent('cuda:cluster', shape=LONG)} at 65536 "
@@ -313,6 +322,22 @@ show(f"**Outcome:** {percent('cuda:cluster', shape=WIDE)} at 16384 columns, {per
 show(ladder_table(record, "softmax", "backward", TRAIN), ladder_table(record, "softmax", "backward", TRAIN_LONG))
 
 # %% [markdown]
+# <details><summary>Question: a row of 4096 columns fits the registers. Can it be better not to keep it there?</summary>
+#
+# torch.compile's kernel does not. It looks at the row twice, half of it at a time, and the second look finds it in L1,
+# which lies in the multiprocessor as the registers do. A thread then needs few registers, so more of them are there to
+# wait for memory at the same time.
+#
+# </details>
+#
+# So Triton's last rung takes rows of 2049 to 4096 columns in two looks backward. **Prediction:** a little better than
+# one_pass. Forward, where the second look computes every exponential again, it has not been tried.
+
+# %% tags=["remove-input"]
+show(f"**Outcome:** {percent('triton:online', 'backward', TRAIN, 1)} against {percent('triton:one_pass', 'backward', TRAIN, 1)}; "
+     f"torch.compile has {percent('torch.compile', 'backward', TRAIN, 1)}.")
+
+# %% [markdown]
 # ## The roofline
 
 # %%
@@ -323,7 +348,7 @@ show(roofline.plot(record, "softmax", TRAIN, "both"))
 
 # %%
 PEERS = ["torch eager", "torch.compile", "liger", "quack", "triton:online", "cuda:cluster"]
-show(table(record, "softmax", "forward", PEERS), table(record, "softmax", "both", PEERS))
+show(*(table(record, "softmax", direction, PEERS) for direction in ("forward", "both", "backward")))
 
 # %% tags=["remove-input"]
 def faster_peers(direction):
@@ -338,22 +363,34 @@ def faster_peers(direction):
     return found
 
 
-lost = faster_peers("forward")
-assert set(lost) == {ROW, LONGEST} and lost[ROW][0] == "liger" and lost[LONGEST][0] == "quack"
-assert not faster_peers("both")
+NAMES = {"forward": "Forward", "both": "Forward and backward", "backward": "Backward"}
+lost = [
+    f"- {name} at {rows}x{columns}: {peer} is ahead of the best of ours by {longer:.1f}%."
+    for direction, name in NAMES.items()
+    for (rows, columns), (peer, longer) in faster_peers(direction).items()
+]
+others = [percent(label, shape=ROUTER) for label in ("triton:tiled", "torch eager", "liger", "quack")]
+assert all(float(each.rstrip("%")) < 80 for each in others) and float(percent("cuda:cluster", shape=ROUTER).rstrip("%")) > 80
 show(
-    "**Where it loses.**\n\n"
-    f"- Forward at 16384x4096 Liger is ahead of the best of ours by {lost[ROW][1]:.1f}%. Its kernel is our one_pass with "
-    "hints to the caches: to keep what is loaded, and to drop what is stored first. Our kernel with the same hints, with "
-    "four, eight and sixteen warps, was no faster than without. So we do not know what it is.\n"
-    f"- Forward at 2048x131072 QuACK is ahead by {lost[LONGEST][1]:.1f}%. It too gives the row to a cluster. Other ways to "
-    "share the row out (one to eight blocks, two to eight vectors to a thread) were slower, and so was keeping the "
-    "exponentials in registers instead of computing them twice: the registers cost more blocks than it saved instructions.\n"
-    f"- On rows of 8 columns everybody but torch.compile and our CUDA rungs is far off: Triton's tile of rows reaches "
+    "**Where it loses.** Where the best of ours takes over 1% longer than the best of the others:\n\n"
+    + ("\n".join(lost) or "- None.")
+    + "\n\nAnd two kinds of row for which a whole backend is no good:\n\n"
+    "- Of 8 columns: everybody but torch.compile and our CUDA rungs is far off. Triton's tile of rows reaches "
     f"{percent('triton:tiled', shape=ROUTER)}, for with 16 bytes to a row it spends its time on addresses.\n"
-    f"- Without clusters there is a cliff: Triton, which has none, drops to {percent('triton:online', shape=LONG)} at 65536 "
-    "columns."
+    f"- Of 65536 columns: Triton has no clusters, and drops to {percent('triton:online', shape=LONG)}."
 )
+
+# %% [markdown]
+# **What was tried and lost.** At 16384x4096: Liger's kernel, with its hints to the caches, with each of them alone and
+# with neither, with four, eight and sixteen warps; a warp to a row, which needs no barrier; two and four rows to a program;
+# programs that stay and load the next row before they store this one; the copy engine, which brings the row to shared
+# memory, once and in a ring. Liger's and ours, at four and eight warps, differ by no more than two measurements of the
+# same kernel do; all others are slower, those with shared memory by far. A plain copy of these tensors is hardly faster:
+# most of what is missing is the price of starting and ending, the same for all.
+#
+# On long rows: sixteen blocks to a cluster, the copy engine again, less than 96 KiB of loads to a multiprocessor, and to
+# keep the exponentials in registers instead of computing them twice; those registers cost more blocks than they saved
+# instructions. Backward at 65536x4096: every hint to the caches, programs that stay, the copy engine.
 
 # %% [markdown]
 # ## What remains of the gain in the model

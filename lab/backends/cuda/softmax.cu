@@ -97,23 +97,82 @@ template <bool FAST, int LANES, typename A> __device__ inline Normalizer<A> warp
   return {m, warp_sum<LANES>(mine.s * power<FAST>(mine.m - origin_of(m)))};
 }
 
-// Over all threads of all CLUSTER blocks, returned to every thread; scratch: one a warp of the cluster.
-template <bool FAST, int THREADS, int CLUSTER, typename A>
-__device__ inline Normalizer<A> cluster_merge(Normalizer<A> mine, Normalizer<A>* scratch) {
-  constexpr int WARPS = THREADS / 32;
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  mine = warp_merge<FAST, 32>(mine);
-  if constexpr (CLUSTER == 1) {
-    if (lane == 0) scratch[warp] = mine;
-    __syncthreads();
-  } else {
-    Normalizer<A>* place = scratch + cluster_rank() * WARPS + warp;
-    if (lane < CLUSTER) store_in_block(&place->m, lane, mine.m), store_in_block(&place->s, lane, mine.s);
-    cluster_barrier();
+// How the warps of a row's CLUSTER blocks tell each other their parts: each writes its own into every block's shared
+// memory. In a cluster it travels as a message, whose bytes the receiver's barrier counts. So a block goes on as soon as
+// it has all parts, where a barrier of the cluster would make it wait until every thread of every block is there.
+template <typename P, int WARPS, int CLUSTER> struct Exchange {
+  P parts[WARPS * CLUSTER];
+  unsigned long long arrived;  // the barrier
+
+  // To be called first of all, by all threads: nobody may write into a block that is not ready for it.
+  __device__ inline void open() {
+    if constexpr (CLUSTER > 1) {
+      if (threadIdx.x == 0)
+        asm volatile(
+            "mbarrier.init.shared::cta.b64 [%0], 1;\n"
+            "fence.mbarrier_init.release.cluster;\n"
+            "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&arrived)),
+            "n"(sizeof(parts))
+            : "memory");
+      cluster_arrive_relaxed();
+    }
   }
+
+  // Once: the part of each warp (the same in all of its lanes), after which every thread finds all in `parts`.
+  __device__ inline void gather(P part) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if constexpr (CLUSTER == 1) {
+      if (lane == 0) parts[warp] = part;
+      __syncthreads();
+    } else {
+      cluster_wait();  // all are open
+      if (lane < CLUSTER) send(parts + cluster_rank() * WARPS + warp, lane, part);
+      asm volatile(
+          "{\n"
+          ".reg .pred done;\n"
+          "again:\n"
+          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+          "@!done bra again;\n"
+          "}\n" ::"r"(shared_address(&arrived))
+          : "memory");
+    }
+  }
+
+  // *local = part, in the shared memory of the cluster's block `rank`.
+  template <typename A> __device__ inline void send(A* local, unsigned rank, A part) {
+    unsigned place, counter;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(place) : "r"(shared_address(local)), "r"(rank));
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counter) : "r"(shared_address(&arrived)), "r"(rank));
+    if constexpr (sizeof(A) == 4)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(place),
+                   "f"((float)part), "r"(counter)
+                   : "memory");
+    else
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f64 [%0], %1, [%2];" ::"r"(place),
+                   "d"((double)part), "r"(counter)
+                   : "memory");
+  }
+  template <typename A> __device__ inline void send(Normalizer<A>* local, unsigned rank, Normalizer<A> part) {
+    send(&local->m, rank, part.m), send(&local->s, rank, part.s);
+  }
+};
+
+// Over all threads of all CLUSTER blocks, returned to every thread.
+template <bool FAST, int WARPS, int CLUSTER, typename A>
+__device__ inline Normalizer<A> cluster_merge(Normalizer<A> mine, Exchange<Normalizer<A>, WARPS, CLUSTER>& exchange) {
+  exchange.gather(warp_merge<FAST, 32>(mine));
   mine = nothing<A>();
-  for (int i = lane; i < WARPS * CLUSTER; i += 32) mine = merge<FAST>(mine, scratch[i]);
+  for (int i = threadIdx.x % 32; i < WARPS * CLUSTER; i += 32) mine = merge<FAST>(mine, exchange.parts[i]);
   return warp_merge<FAST, 32>(mine);
+}
+
+// The same of a sum. (`cluster_sum` of rows.cuh can be called again and again; this one once, and is faster.)
+template <int WARPS, int CLUSTER, typename A>
+__device__ inline A cluster_sum_once(A mine, Exchange<A, WARPS, CLUSTER>& exchange) {
+  exchange.gather(warp_sum(mine));
+  mine = 0;
+  for (int i = threadIdx.x % 32; i < WARPS * CLUSTER; i += 32) mine += exchange.parts[i];
+  return warp_sum(mine);
 }
 
 // vectorized: 16-byte loads, warp shuffles, maximum and sum in one look; the row is read again for the quotient -------
@@ -122,7 +181,7 @@ template <typename T, int VEC, int THREADS>
 __global__ __launch_bounds__(THREADS) void softmax_forward_vectorized(const T* x, int64 x_stride, T* y, int64 columns) {
   typedef typename Accumulator<T>::type A;
   typedef Vector<T, VEC> V;
-  __shared__ Normalizer<A> scratch[THREADS / 32];
+  __shared__ Exchange<Normalizer<A>, THREADS / 32, 1> exchange;
   int64 vectors = columns / VEC;
   x += blockIdx.x * x_stride, y += blockIdx.x * columns;
   Normalizer<A> row = nothing<A>();
@@ -134,7 +193,7 @@ __global__ __launch_bounds__(THREADS) void softmax_forward_vectorized(const T* x
     for (int i = 0; i < VEC; ++i) part.s += power<false>(widen(value.at[i]) - origin_of(part.m));
     row = merge<false>(row, part);
   }
-  row = cluster_merge<false, THREADS, 1>(row, scratch);
+  row = cluster_merge<false>(row, exchange);
   A origin = origin_of(row.m), inverse = 1 / row.s;
   for (int64 v = threadIdx.x; v < vectors; v += THREADS) {
     V value = *(const V*)(x + v * VEC), out;
@@ -194,8 +253,8 @@ __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_s
                                                            int64 columns) {
   typedef typename Accumulator<T>::type A;
   typedef Vector<T, VEC> V;
-  __shared__ Normalizer<A> scratch[(LANES + 31) / 32 * CLUSTER];
-  if constexpr (CLUSTER > 1) cluster_arrive_relaxed();
+  __shared__ Exchange<Normalizer<A>, (LANES + 31) / 32, CLUSTER> exchange;
+  exchange.open();
   Share<THREADS, LANES, CLUSTER> share(rows, columns / VEC);
   x += share.row * x_stride, y += share.row * columns;
 
@@ -216,11 +275,10 @@ __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_s
     for (int i = 0; i < VEC; ++i) row.s += power<FAST>(widen(held[k].at[i]) - origin_of(row.m));
   }
   stay_packed(held);
-  if constexpr (CLUSTER > 1) cluster_wait();
   if constexpr (LANES <= 32) {
     row = warp_merge<FAST, LANES>(row);
   } else {
-    row = cluster_merge<FAST, LANES, CLUSTER>(row, scratch);
+    row = cluster_merge<FAST>(row, exchange);
   }
   A origin = origin_of(row.m), inverse = 1 / row.s;
 #pragma unroll
@@ -238,8 +296,8 @@ __global__ __launch_bounds__(THREADS) void softmax_backward(const T* dy, int64 d
                                                             int64 columns) {
   typedef typename Accumulator<T>::type A;
   typedef Vector<T, VEC> V;
-  __shared__ A scratch[(LANES + 31) / 32 * CLUSTER];
-  if constexpr (CLUSTER > 1) cluster_arrive_relaxed();
+  __shared__ Exchange<A, (LANES + 31) / 32, CLUSTER> exchange;
+  exchange.open();
   Share<THREADS, LANES, CLUSTER> share(rows, columns / VEC);
   dy += share.row * dy_stride, y += share.row * columns, dx += share.row * columns;
 
@@ -258,11 +316,10 @@ __global__ __launch_bounds__(THREADS) void softmax_backward(const T* dy, int64 d
     for (int i = 0; i < VEC; ++i) d += widen(value[k].at[i]) * widen(grad[k].at[i]);
   }
   stay_packed(value), stay_packed(grad);
-  if constexpr (CLUSTER > 1) cluster_wait();
   if constexpr (LANES <= 32) {
     d = warp_sum<LANES>(d);
   } else {
-    d = cluster_sum<LANES, CLUSTER>(d, scratch);
+    d = cluster_sum_once(d, exchange);
   }
 #pragma unroll
   for (int k = 0; k < HELD; ++k) {
