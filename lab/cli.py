@@ -385,7 +385,7 @@ def _print_record(record: Record) -> None:
     print(f"{record.environment.gpu}: copy {c.copy_gbps:.0f} GB/s, {product}")
     for op, direction, shape, dtype in dict.fromkeys(row.workload for row in record.rows):
         print(f"\n{op}, {dtype}")
-        print(ladder_table(record, op, direction, shape).text())
+        print(ladder_table(record, op, direction, shape, dtype).text())
     for workload in record.model_workloads():
         print()
         print(model_table(record, workload).text())

@@ -36,6 +36,7 @@ from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.instruments import Instruments
 from lab.benchmark.peers import Peer, PeerAbsent, peers
+from lab.profiling import roofline
 
 LAB = Path(records.__file__).parents[1]
 
@@ -715,6 +716,52 @@ def test_publish_writes_record_environment_and_auto(house, tmp_path):
         records.published("fake", "Some GPU")
 
 
+def on(record, gpu):
+    return replace(record, environment=replace(record.environment, gpu=gpu))
+
+
+def test_records_of_several_gpus_lie_side_by_side(house, record, monkeypatch):
+    folder = house / "experiments" / "fake"
+    another = on(slower(record, 2.0), "A GPU that comes first")
+    experiments.publish(another)
+    assert records.published("fake", "A GPU that comes first").environment == another.environment
+    assert records.published("fake", "NVIDIA Fake 80GB").environment == ENVIRONMENT
+    environments = (folder / "env.txt").read_text().split("\n\n")
+    assert [text.split("\n")[0] for text in environments] == ["gpu: A GPU that comes first", "gpu: NVIDIA Fake 80GB"]
+    assert environments[1] == ENVIRONMENT.text()
+    choices = json.loads((house / "auto.json").read_text())
+    assert choices["NVIDIA Fake 80GB"]["rmsnorm"] == "fake" and choices[another.environment.gpu]["rmsnorm"] == "torch"
+    monkeypatch.setattr(experiments, "run", lambda *args: slower(record, 0.9))
+    assert not experiments.reproduce("fake", instruments())  # with its own GPU's record
+    with pytest.raises(FileNotFoundError, match="there is one of a-gpu-that-comes-first, nvidia-fake-80gb"):
+        records.published("fake", "Some GPU")
+
+
+def test_the_book_goes_on_showing_its_gpu_when_another_is_added(house, record, monkeypatch):
+    experiments.publish(on(record, "A GPU that comes first"))
+    assert records.published("fake").environment.gpu == "A GPU that comes first"
+    monkeypatch.setattr(records, "SHOWN", ("Some GPU", "NVIDIA Fake 80GB"))
+    assert records.published("fake").environment.gpu == "NVIDIA Fake 80GB"
+    experiments.publish(on(record, "Some GPU"))
+    assert records.published("fake").environment.gpu == "Some GPU"
+
+
+EXPERIMENTS = sorted({path.parents[1] for path in records.experiments_folder().glob("*/results/*.json")})
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_env_txt_tells_of_every_record(folder):
+    assert (folder / "env.txt").read_text() == records.environments(folder)
+
+
+def test_a_record_without_environment_is_named(tmp_path):
+    (tmp_path / "results").mkdir()
+    for text in ("{", "[]", "{}", '{"environment": {}}'):
+        (tmp_path / "results" / "a.json").write_text(text)
+        with pytest.raises(records.RecordError, match=r"a\.json: has no environment"):
+            records.environments(tmp_path)
+
+
 def test_publish_elsewhere_leaves_the_checkout_alone(house, record):
     before = {path: path.read_text() for path in house.rglob("*") if path.is_file()}
     output = house / "elsewhere"
@@ -786,6 +833,22 @@ def test_table_marks_the_best_of_each_row(record):
     assert times.rows == [["200x64", "4000.0", "5000.0"]] and times.best == {(0, 1)}
     gains = tables.table(slower(record, 0.8), "rmsnorm", "forward", ["fake:right", "torch eager"], "speedup")
     assert gains.rows == [["200x64", "1.25", tables.NOTHING]]
+
+
+def test_one_shape_in_two_dtypes_is_two_workloads(record):
+    wider = [replace(row, dtype="float64") for row in slower(record, 0.5).rows]
+    both = replace(record, rows=(*record.rows, *wider))
+    task = "rmsnorm", "forward", (200, 64)
+    assert [row[0] for row in tables.table(both, *task[:2]).rows] == ["200x64 float32", "200x64 float64"]
+    assert [row[2] for row in tables.table(both, *task[:2], value="time").rows] == ["5000.0", "2500.0"]
+    for dtype, us in (("float32", "5000.0"), ("float64", "2500.0")):
+        shown = tables.ladder_table(both, *task, dtype)
+        assert shown.header[0] == f"forward 200x64 {dtype}"
+        assert [row[1] for row in shown.rows if row[0] == "fake:right"] == [us]
+    assert figures.ladder(both, *task).alt == figures.ladder(record, *task).alt
+    drawn = figures.ladder(both, *task, dtype="float64")
+    assert "200x64 in float64" in drawn.alt and drawn.alt.count("fake:right") == 1
+    assert roofline.plot(both, "rmsnorm", (200, 64), "forward").alt.count("fake:right") == 1
 
 
 def test_ladder_table_fits_a_terminal(record):

@@ -23,7 +23,7 @@ from lab.backends import registry
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
 from lab.benchmark.instruments import Instruments, gpu_instruments
-from lab.benchmark.records import RecordError, decoded, experiments_folder, raw_record, rounded
+from lab.benchmark.records import RecordError, decoded, environments, experiments_folder, raw_record, rounded
 from lab.benchmark.tables import NOTHING, Table
 from lab.benchmark.timing import first_line
 from lab.config import ConfigError, integer, mapping, read, require, sequence
@@ -148,7 +148,7 @@ def record(name: str, output: Path | None = None, instruments: Instruments | Non
             about["data"], about["parameters"], about["flops"], about["bigram_loss"], tuple(done),
         )  # fmt: skip
         write_text(path, json.dumps(rounded(asdict(found)), indent=1) + "\n")
-        write_text(folder / "env.txt", instruments.environment.text())
+        write_text(folder / "env.txt", environments(folder))
         if not (experiments_folder() / name / RUNS).exists():
             last = checkpoint.steps(places[0])[runs[0].steps]
             model = LLM.from_pretrained(last, dtype=runs[0].dtype, device="cpu", backend="torch")

@@ -146,7 +146,7 @@ def plot(record: Record, operator: str, shape: Sequence[int], direction: str) ->
     Raises ValueError if the record has no time for the workload.
     """
     order = labels(record, operator, all_rungs=True)
-    rows = [row for row in record.select(operator, direction, shape) if row.tflops is not None]
+    rows = [row for row in record.at(operator, direction, shape) if row.tflops is not None]
     rows.sort(key=lambda row: order.index(row.label))
     if not rows:
         raise ValueError(f"the record has no time for {operator} {direction} {shape_text(shape)}")
