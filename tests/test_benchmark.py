@@ -828,6 +828,8 @@ def test_table_marks_the_best_of_each_row(record):
     long = replace(shown, long_names=True).html()
     assert f">{shown.header[0]}</caption>" in long and long.count(shown.header[0]) == 1
     assert "caption" not in shown.html()
+    choice = replace(shown, rows=[["torch,rmsnorm=triton eager, here"]])
+    assert ">torch,<wbr>rmsnorm=triton eager, here</th>" in choice.html()  # a line may end there on a phone
     assert "3*" in shown.text() and repr(shown) == shown.text()
     times = tables.table(slower(record, 0.8), "rmsnorm", "forward", ["fake:right", "torch eager"], "time")
     assert times.rows == [["200x64", "4000.0", "5000.0"]] and times.best == {(0, 1)}

@@ -50,7 +50,7 @@ from lab.ops.operator import Cost
 from lab.ops.rope import rotate
 from lab.profiling.roofline import Roofline
 
-record = records.published("rmsnorm", "NVIDIA H100 80GB HBM3")  # for its ceilings
+record = records.published("rmsnorm")  # for its ceilings
 BIG, SMALL = MODELS["llama3-8b"], MODELS["llama3.2-1b"]
 BFLOAT16 = torch.bfloat16.itemsize  # bytes
 

@@ -93,7 +93,8 @@ def ladder(
 ) -> Figure:
     """Percent of the ceiling on one workload, a bar for each rung, then for each peer.
 
-    columns: the candidates' labels; None means all. dtype: as in `Record.at`. Raises ValueError if the record has no time for the workload.
+    columns: the candidates' labels; None means all. dtype: as in `Record.at`. Raises ValueError if the record has no
+    time for the workload.
     """
     order = list(columns if columns is not None else labels(record, operator, all_rungs=True))
     rows = sorted(
@@ -136,7 +137,7 @@ def times(record: Record, operator: str, direction: str, shape: Sequence[int], c
             raise ValueError(f"the record has no time of {label} for {operator} {direction} {shape_text(shape)}")
         rows.append(found[0])
     with style():
-        fig = MplFigure(figsize=(5.6, 0.9 + 0.4 * len(rows)))
+        fig = MplFigure(figsize=(5.6, 0.75 + 0.25 * len(rows)))
         axes = fig.subplots()
         values = [row.timing.median_us for row in rows if row.timing]
         axes.barh(columns, values, color=[colour(row) for row in rows])

@@ -206,8 +206,9 @@ def experiments_folder() -> Path:
 
 
 def published_path(experiment: str, gpu: str | None = None) -> Path:
-    """Of the published record of an experiment for the GPU of that name; without a name, of the one that the book shows:
-    of the first GPU of SHOWN that has one, else the first by file name. Raises FileNotFoundError if there is none."""
+    """Of the published record of an experiment for the GPU of that name; without a name, for the one that the book
+    shows: the first of SHOWN that has a record, else the first by file name. Raises FileNotFoundError if there is none.
+    """
     folder = experiments_folder() / experiment / "results"
     there = {path.stem: path for path in sorted(folder.glob("*.json"))}
     wanted = [*map(slug, SHOWN), *there] if gpu is None else [slug(gpu)]

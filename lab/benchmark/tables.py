@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ class Table:
         head = "".join(f'<th scope="col">{cell}</th>' for cell in cells)
         body = ""
         for i, row in enumerate(self.rows):
-            body += f'<tr><th scope="row">{html.escape(row[0])}</th>'
+            name = re.sub(r",(?=\S)", ",<wbr>", html.escape(row[0]))  # a choice of backends may take several lines
+            body += f'<tr><th scope="row">{name}</th>'
             for j, cell in enumerate(row[1:], start=1):
                 text = html.escape(cell)
                 body += f"<td>{f'<strong>{text}</strong>' if (i, j) in self.best else text}</td>"
