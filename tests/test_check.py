@@ -512,3 +512,4 @@ def test_the_command_line_reaches_the_checks():
     command = [sys.executable, "-m", "lab", "check", "rmsnorm.sideways"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 2 and "unknown exercise 'rmsnorm.sideways'" in result.stderr
+    assert "rmsnorm.forward" in result.stderr and "softmax" not in result.stderr

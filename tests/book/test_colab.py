@@ -5,11 +5,18 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import pytest
 import torch
+
+from lab import notebook
+from lab.backends import hardware, registry
+from lab.benchmark import experiments, records
+from lab.benchmark.candidates import Workload
 
 pytestmark = pytest.mark.cpu
 
@@ -83,3 +90,50 @@ def test_the_course_comes_and_torch_stays(colab):
 def test_every_chapter_gets_the_course_in_the_same_way(chapter):
     install, imports = first_cells(chapter)
     assert install == first_cells(CHAPTERS[0])[0] and "lab" in imports
+
+
+# A T4, which Colab lends for nothing: 16 GB, and no bfloat16 ----------------------------------------------------------
+
+
+@pytest.fixture
+def t4(monkeypatch):
+    """What lab asks about the GPU is answered as a T4 would."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(total_memory=16e9))
+    with hardware.assume(hardware.ARCHITECTURES["sm_75"]):
+        yield
+
+
+def test_on_a_t4_live_cells_measure_in_float16_on_fewer_rows(t4, monkeypatch):
+    published, asked, shown = records.published("rmsnorm"), [], []
+
+    def run(experiment, progress):
+        asked.extend(experiment.workloads)
+        here = replace(published.environment, gpu="Tesla T4")
+        rows = [
+            replace(row, shape=(4096, 4096), dtype="float16")
+            for row in published.at("rmsnorm", "forward", (16384, 4096))
+        ]
+        return replace(published, environment=here, rows=tuple(rows))
+
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(notebook, "show", lambda *things: shown.extend(things))
+    notebook.measure_here(published, "rmsnorm", "forward", (16384, 4096), ("triton:*", "cuda:*"))
+    assert asked == [Workload("rmsnorm", (4096, 4096), "float16", "forward")]
+    said, table = shown
+    assert said == "On this Tesla T4:" and table.header[0] == "forward 4096x4096"
+    assert "triton:tuned" in [row[0] for row in table.rows]
+
+
+def test_on_a_t4_models_are_in_float16(t4):
+    assert hardware.half_dtype(torch.device("cuda")) == torch.float16
+    with hardware.assume(hardware.ARCHITECTURES["sm_80"]):
+        assert hardware.half_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_on_a_t4_bfloat16_is_refused_by_name(t4, backend):
+    x = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda"), shape=(4, 8))
+    for rung in registry.ladder("rmsnorm", backend):
+        assert rung.refuses(x) == "x is bfloat16, which T4 lacks; expected float16 or float32"
