@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import replace
 from importlib import metadata
 from itertools import pairwise
@@ -901,6 +902,17 @@ def test_figures_do_not_depend_on_the_readers_settings(record):
     before = figures.ladder(record, "rmsnorm", "forward", (200, 64)).svg
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True}):
         assert figures.ladder(record, "rmsnorm", "forward", (200, 64)).svg == before
+
+
+def test_what_has_no_flops_has_no_roofline(record, tmp_path):
+    moves = records.published("transpose")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = report.write(moves, tmp_path).read_text()
+    assert "transpose forward 8192x8192, float32" in text and "Roofline" not in text
+    assert "Roofline" in report.write(record, tmp_path).read_text()
+    with pytest.raises(ValueError, match="transpose forward has no FLOPs"):
+        roofline.plot(moves, "transpose", (8192, 8192), "forward")
 
 
 @pytest.mark.parametrize("as_html", [False, True])

@@ -41,7 +41,7 @@ def blocks(record: Record) -> Iterator[Block]:
             yield f"### {op} {direction} {shape_text(shape)}, {dtype}"
             yield ladder_table(record, op, direction, shape, dtype)
             yield ladder(record, op, direction, shape, dtype=dtype)
-        if timed:
+        if timed and any(row.flops for row in record.select(op)):  # what only moves bytes has no place on a roofline
             direction, shape, _ = next(iter(timed))
             yield roofline.plot(record, op, shape, direction)
     for workload in record.model_workloads():
