@@ -4,8 +4,8 @@ violates, and nothing that a learner writes hangs or kills `lab check`."""
 import json
 import os
 import re
-import shutil
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
