@@ -68,18 +68,18 @@ show(
 
 # %% tags=["remove-input"]
 copied = f"a copy of {ceilings.copy_bytes / 2**30:.0f} GiB, read plus written"
-# What NVIDIA states: TB/s of device memory, and TFLOP/s of dense bfloat16 products.
-DATASHEETS = {"NVIDIA H100 80GB HBM3": (3.35, 989), "NVIDIA H200": (4.8, 989)}
-stated = DATASHEETS[record.environment.gpu]
-assert ceilings.copy_gbps < 1e3 * stated[0] and ceilings.matmul_tflops < stated[1]
+# What NVIDIA states: GB/s of device memory, and TFLOP/s of dense bfloat16 products.
+DATASHEETS = {"NVIDIA H100 80GB HBM3": (3350, 989), "NVIDIA H200": (4800, 989)}
+stated = DATASHEETS.get(record.environment.gpu, ("-", "-"))
+assert stated == ("-", "-") or (ceilings.copy_gbps < stated[0] and ceilings.matmul_tflops < stated[1])
 product = f"a {ceilings.matmul_dtype} product of two {ceilings.matmul_size} x {ceilings.matmul_size} matrices"
 show(
     f"On an {record.environment.gpu}:",
     Table(
         ["ceiling", "measured with", "reached", "datasheet"],
         [
-            ["bandwidth", copied, f"{ceilings.copy_gbps:.0f} GB/s", f"{1e3 * stated[0]:.0f} GB/s"],
-            ["rate", product, f"{ceilings.matmul_tflops:.0f} TFLOP/s", f"{stated[1]} TFLOP/s"],
+            ["bandwidth, GB/s", copied, f"{ceilings.copy_gbps:.0f}", f"{stated[0]}"],
+            ["rate, TFLOP/s", product, f"{ceilings.matmul_tflops:.0f}", f"{stated[1]}"],
         ],
     ),
 )
