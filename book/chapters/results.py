@@ -22,7 +22,7 @@ if "google.colab" in sys.modules:
 
 # %% tags=["hide-input"]
 from lab.backends import registry
-from lab.benchmark import records, report, training_runs
+from lab.benchmark import records, report
 from lab.benchmark.figures import ladder, timing_errors
 from lab.benchmark.tables import NOTHING, Table, ladder_table, model_table, shape_text, table, trap_table
 from lab.notebook import Folded, show
@@ -76,7 +76,7 @@ for name in registry.operators():
 # %% [markdown]
 # ## Models
 #
-# A model, a block or a layer on a choice of backends, as PyTorch runs it and compiled; then runs that train.
+# A model, a block or a layer on a choice of backends, as PyTorch runs it and compiled.
 
 # %% tags=["remove-input"]
 with_models = [record for record in published if record.model_workloads()]
@@ -84,15 +84,7 @@ for record in with_models:
     show(f"### {record.experiment}, {record.environment.gpu}")
     for workload in record.model_workloads():
         show(model_table(record, workload))
-training = [
-    training_runs.read_record(path)
-    for name in training_runs.names()
-    for path in sorted((records.experiments_folder() / name / "results").glob("*.json"))
-]
-for record in training:
-    show(f"### {record.experiment}, {record.environment.gpu}", training_runs.table(record))
-trained = {record.experiment for record in training}
-if missing := sorted({*report.not_recorded(), *training_runs.names()} - trained):
+if missing := report.not_recorded():
     show(f"Experiments of the book that have no record yet: {', '.join(missing)}.")
 
 # %% [markdown]
