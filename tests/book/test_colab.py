@@ -22,6 +22,7 @@ pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "book/chapters").glob("*.py"))
+EXERCISES = sorted((ROOT / "exercises").glob("*.py"))
 
 
 def first_cells(chapter: Path) -> tuple[str, str]:
@@ -77,19 +78,22 @@ def address() -> str:
     return cell.split('repository = "')[1].split('"')[0]
 
 
-def test_the_course_comes_and_torch_stays(colab):
-    install = first_cells(CHAPTERS[0])[0]
-    every = "\n".join(f"exec({first_cells(chapter)[1]!r}, {{}})" for chapter in CHAPTERS)
+@pytest.mark.parametrize("notebooks", [CHAPTERS, EXERCISES], ids=["chapters", "exercises"])
+def test_the_course_comes_and_torch_stays(colab, notebooks):
+    """A first cell twice, as whoever runs all cells again runs it; then what each notebook imports."""
+    install = first_cells(notebooks[0])[0]
+    every = "\n".join(f"exec({first_cells(notebook)[1]!r}, {{}})" for notebook in notebooks)
     asks = "import lab, torch; print(lab.__file__, torch.__file__, torch.__version__)"
-    where, torchs, version = colab(f"{install}\n{every}\n{asks}").split()
+    afresh = 'import shutil; shutil.rmtree("/content/llm-kernel-lab", ignore_errors=True)'
+    where, torchs, version = colab(f"{afresh}\n{install}\n{install}\n{every}\n{asks}").split()
     assert where.endswith("/content/llm-kernel-lab/lab/__init__.py") and str(ROOT) not in where
     assert (torchs, version) == (torch.__file__, torch.__version__)
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-def test_every_chapter_gets_the_course_in_the_same_way(chapter):
-    install, imports = first_cells(chapter)
-    assert install == first_cells(CHAPTERS[0])[0] and "lab" in imports
+@pytest.mark.parametrize("notebooks", [CHAPTERS, EXERCISES], ids=["chapters", "exercises"])
+def test_every_notebook_gets_the_course_in_the_same_way(notebooks):
+    installs, imports = zip(*map(first_cells, notebooks))
+    assert len(set(installs)) == 1 and all("lab" in cell for cell in imports)
 
 
 # A T4, which Colab lends for nothing: 16 GB, and no bfloat16 ----------------------------------------------------------
