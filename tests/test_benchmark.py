@@ -109,9 +109,10 @@ def test_timing_refuses_without_a_gpu(monkeypatch):
             refused()
 
 
-def test_timing_refuses_in_the_interpreter(monkeypatch):
+@pytest.mark.parametrize("value", ["1", "true", "ON"])
+def test_timing_refuses_in_the_interpreter(monkeypatch, value):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", value)
     with pytest.raises(RuntimeError, match="interpreter"):
         timing.measure({"a": lambda: None})
 
@@ -798,6 +799,11 @@ def test_reproduce_finds_a_planted_slowdown(house, record, monkeypatch, base_us,
     scaled = replace(record, ceilings=replace(record.ceilings, copy_gbps=record.ceilings.copy_gbps / scale))
     for label in {row.label for row in record.rows}:
         scaled = slower(scaled, scale, label)
+    floors = [
+        replace(row, floor_us=row.floor_us * scale, fraction=row.fraction and row.fraction * scale)
+        for row in scaled.rows
+    ]
+    scaled = replace(scaled, rows=tuple(floors))
     experiments.publish(scaled)
     monkeypatch.setattr(experiments, "run", lambda *args: slower(scaled, factor))
     found = experiments.reproduce("fake", instruments())
