@@ -11,12 +11,15 @@
 # %%
 import sys
 
-if "google.colab" in sys.modules:  # clone the course and install it, with the torch that Colab has
+if "google.colab" in sys.modules:  # get the course and install it, with the torch that Colab has
     import subprocess
+    from pathlib import Path
 
-    subprocess.run(["git", "clone", "--depth=1", "https://github.com/OWNER/llm-kernel-lab", "llm-kernel-lab"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./llm-kernel-lab"], check=True)
-    sys.path.insert(0, "llm-kernel-lab")
+    if not Path("/content/llm-kernel-lab").exists():  # this cell may run twice
+        subprocess.run(["git", "clone", "--depth", "1", "https://github.com/OWNER/llm-kernel-lab", "/content/llm-kernel-lab"], check=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
+    subprocess.run(install, check=True)
+    sys.path.insert(0, "/content/llm-kernel-lab")
 
 # %%
 import math

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lab.backends import registry
-from lab.backends.hardware import default_device, gpu_of
+from lab.backends.hardware import default_device, gpu_of, half_dtype
 from lab.benchmark.timing import CannotTime
 from lab.ops.operator import DTYPE_NAMES
 
@@ -150,7 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default: 1)")
     profile.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence (default: 128)")
     profile.add_argument("--backend", default="auto", metavar="CHOICE", help='such as "torch,rmsnorm=triton"')
-    profile.add_argument("--dtype", choices=DTYPE_NAMES, help="default: bfloat16 on a GPU, else float32")
+    profile.add_argument(
+        "--dtype", choices=DTYPE_NAMES, help="default: bfloat16 on a GPU (float16 if it has none), else float32"
+    )
     instead = profile.add_mutually_exclusive_group()
     instead.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome trace, gzipped")
     instead.add_argument("--ncu", action="store_true", help="count bytes of device memory with Nsight Compute instead")
@@ -393,7 +395,7 @@ def _print_record(record: Record) -> None:
     print(f"{record.environment.gpu}: copy {c.copy_gbps:.0f} GB/s, {product}")
     for op, direction, shape, dtype in dict.fromkeys(row.workload for row in record.rows):
         print(f"\n{op}, {dtype}")
-        print(ladder_table(record, op, direction, shape).text())
+        print(ladder_table(record, op, direction, shape, dtype).text())
     for workload in record.model_workloads():
         print()
         print(model_table(record, workload).text())
@@ -576,7 +578,8 @@ def _profile(arguments: argparse.Namespace) -> int:
     if not (batch >= 1 and 1 <= tokens < config.max_position_embeddings):
         most = config.max_position_embeddings - 1
         raise ValueError(f"--batch is {batch}, --tokens {tokens}; expected at least 1, and at most {most} tokens")
-    dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    by_default = half_dtype(device) if device.type == "cuda" else torch.float32
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else by_default
     what = f"{arguments.model}, {arguments.phase}, {batch} x {tokens} tokens"
     if arguments.ncu:
         return _count(arguments, config, dtype, what)

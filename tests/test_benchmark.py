@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 import time
+import warnings
 from dataclasses import replace
 from importlib import metadata
 from itertools import pairwise
@@ -36,6 +37,7 @@ from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.instruments import Instruments
 from lab.benchmark.peers import Peer, PeerAbsent, peers
+from lab.profiling import roofline
 
 LAB = Path(records.__file__).parents[1]
 
@@ -107,9 +109,10 @@ def test_timing_refuses_without_a_gpu(monkeypatch):
             refused()
 
 
-def test_timing_refuses_in_the_interpreter(monkeypatch):
+@pytest.mark.parametrize("value", ["1", "true", "ON"])
+def test_timing_refuses_in_the_interpreter(monkeypatch, value):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setenv("TRITON_INTERPRET", value)
     with pytest.raises(RuntimeError, match="interpreter"):
         timing.measure({"a": lambda: None})
 
@@ -421,6 +424,7 @@ def test_a_record_survives_json(record, tmp_path):
         (lambda raw: raw["rows"][0].update(timing=None), "either a timing or an error"),
         (lambda raw: raw["rows"][0].update(fraction=0.99), "floor over median"),
         (lambda raw: raw["rows"][0]["timing"].update(p80_us=1.0), "p20 <= median <= p80"),
+        (lambda raw: raw["rows"][0].update(floor_us=1e9), "no time below the physical floor, 9e\\+08 us"),
         (lambda raw: raw["ceilings"].update(copy_gbps=float("nan")), "a finite number"),
         (lambda raw: raw["ceilings"].update(copy_gbps=True), "a number"),
     ],
@@ -717,6 +721,52 @@ def test_publish_writes_record_environment_and_auto(house, tmp_path):
         records.published("fake", "Some GPU")
 
 
+def on(record, gpu):
+    return replace(record, environment=replace(record.environment, gpu=gpu))
+
+
+def test_records_of_several_gpus_lie_side_by_side(house, record, monkeypatch):
+    folder = house / "experiments" / "fake"
+    another = on(slower(record, 2.0), "A GPU that comes first")
+    experiments.publish(another)
+    assert records.published("fake", "A GPU that comes first").environment == another.environment
+    assert records.published("fake", "NVIDIA Fake 80GB").environment == ENVIRONMENT
+    environments = (folder / "env.txt").read_text().split("\n\n")
+    assert [text.split("\n")[0] for text in environments] == ["gpu: A GPU that comes first", "gpu: NVIDIA Fake 80GB"]
+    assert environments[1] == ENVIRONMENT.text()
+    choices = json.loads((house / "auto.json").read_text())
+    assert choices["NVIDIA Fake 80GB"]["rmsnorm"] == "fake" and choices[another.environment.gpu]["rmsnorm"] == "torch"
+    monkeypatch.setattr(experiments, "run", lambda *args: slower(record, 0.9))
+    assert not experiments.reproduce("fake", instruments())  # with its own GPU's record
+    with pytest.raises(FileNotFoundError, match="there is one of a-gpu-that-comes-first, nvidia-fake-80gb"):
+        records.published("fake", "Some GPU")
+
+
+def test_the_book_goes_on_showing_its_gpu_when_another_is_added(house, record, monkeypatch):
+    experiments.publish(on(record, "A GPU that comes first"))
+    assert records.published("fake").environment.gpu == "A GPU that comes first"
+    monkeypatch.setattr(records, "SHOWN", ("Some GPU", "NVIDIA Fake 80GB"))
+    assert records.published("fake").environment.gpu == "NVIDIA Fake 80GB"
+    experiments.publish(on(record, "Some GPU"))
+    assert records.published("fake").environment.gpu == "Some GPU"
+
+
+EXPERIMENTS = sorted({path.parents[1] for path in records.experiments_folder().glob("*/results/*.json")})
+
+
+@pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
+def test_env_txt_tells_of_every_record(folder):
+    assert (folder / "env.txt").read_text() == records.environments(folder)
+
+
+def test_a_record_without_environment_is_named(tmp_path):
+    (tmp_path / "results").mkdir()
+    for text in ("{", "[]", "{}", '{"environment": {}}'):
+        (tmp_path / "results" / "a.json").write_text(text)
+        with pytest.raises(records.RecordError, match=r"a\.json: has no environment"):
+            records.environments(tmp_path)
+
+
 def test_publish_elsewhere_leaves_the_checkout_alone(house, record):
     before = {path: path.read_text() for path in house.rglob("*") if path.is_file()}
     output = house / "elsewhere"
@@ -751,6 +801,11 @@ def test_reproduce_finds_a_planted_slowdown(house, record, monkeypatch, base_us,
     scaled = replace(record, ceilings=replace(record.ceilings, copy_gbps=record.ceilings.copy_gbps / scale))
     for label in {row.label for row in record.rows}:
         scaled = slower(scaled, scale, label)
+    floors = [
+        replace(row, floor_us=row.floor_us * scale, fraction=row.fraction and row.fraction * scale)
+        for row in scaled.rows
+    ]
+    scaled = replace(scaled, rows=tuple(floors))
     experiments.publish(scaled)
     monkeypatch.setattr(experiments, "run", lambda *args: slower(scaled, factor))
     found = experiments.reproduce("fake", instruments())
@@ -783,11 +838,29 @@ def test_table_marks_the_best_of_each_row(record):
     long = replace(shown, long_names=True).html()
     assert f">{shown.header[0]}</caption>" in long and long.count(shown.header[0]) == 1
     assert "caption" not in shown.html()
+    choice = replace(shown, rows=[["torch,rmsnorm=triton eager, here"]])
+    assert ">torch,<wbr>rmsnorm=triton eager, here</th>" in choice.html()  # a line may end there on a phone
     assert "3*" in shown.text() and repr(shown) == shown.text()
     times = tables.table(slower(record, 0.8), "rmsnorm", "forward", ["fake:right", "torch eager"], "time")
     assert times.rows == [["200x64", "4000.0", "5000.0"]] and times.best == {(0, 1)}
     gains = tables.table(slower(record, 0.8), "rmsnorm", "forward", ["fake:right", "torch eager"], "speedup")
     assert gains.rows == [["200x64", "1.25", tables.NOTHING]]
+
+
+def test_one_shape_in_two_dtypes_is_two_workloads(record):
+    wider = [replace(row, dtype="float64") for row in slower(record, 0.5).rows]
+    both = replace(record, rows=(*record.rows, *wider))
+    task = "rmsnorm", "forward", (200, 64)
+    assert [row[0] for row in tables.table(both, *task[:2]).rows] == ["200x64 float32", "200x64 float64"]
+    assert [row[2] for row in tables.table(both, *task[:2], value="time").rows] == ["5000.0", "2500.0"]
+    for dtype, us in (("float32", "5000.0"), ("float64", "2500.0")):
+        shown = tables.ladder_table(both, *task, dtype)
+        assert shown.header[0] == f"forward 200x64 {dtype}"
+        assert [row[1] for row in shown.rows if row[0] == "fake:right"] == [us]
+    assert figures.ladder(both, *task).alt == figures.ladder(record, *task).alt
+    drawn = figures.ladder(both, *task, dtype="float64")
+    assert "200x64 in float64" in drawn.alt and drawn.alt.count("fake:right") == 1
+    assert roofline.plot(both, "rmsnorm", (200, 64), "forward").alt.count("fake:right") == 1
 
 
 def test_ladder_table_fits_a_terminal(record):
@@ -838,6 +911,17 @@ def test_figures_do_not_depend_on_the_readers_settings(record):
     before = figures.ladder(record, "rmsnorm", "forward", (200, 64)).svg
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True}):
         assert figures.ladder(record, "rmsnorm", "forward", (200, 64)).svg == before
+
+
+def test_what_has_no_flops_has_no_roofline(record, tmp_path):
+    moves = records.published("transpose")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = report.write(moves, tmp_path).read_text()
+    assert "transpose forward 8192x8192, float32" in text and "Roofline" not in text
+    assert "Roofline" in report.write(record, tmp_path).read_text()
+    with pytest.raises(ValueError, match="transpose forward has no FLOPs"):
+        roofline.plot(moves, "transpose", (8192, 8192), "forward")
 
 
 @pytest.mark.parametrize("as_html", [False, True])

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -353,8 +354,8 @@ def test_unknown_exercise_is_named():
 # what is generated ----------------------------------------------------------------------------------------------------
 
 
-def build(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "solutions" / "build_exercises.py"), *arguments]
+def build(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(root / "solutions" / "build_exercises.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -362,6 +363,22 @@ def build(*arguments: str) -> subprocess.CompletedProcess:
 def test_exercises_are_in_step_with_solutions():
     result = build("--check")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.cpu
+def test_an_exercise_that_has_drifted_is_noticed_and_mended(tmp_path):
+    for name in ("solutions", "exercises"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    exercise, solution = tmp_path / "exercises/gpu.py", tmp_path / "solutions/gpu.py"
+    exercise.write_text(exercise.read_text().replace("your code here", "the answer", 1))
+    (tmp_path / "exercises/timing.ipynb").unlink()
+    checked = build("--check", root=tmp_path)
+    drifted = ["has drifted: exercises/gpu.py", "has drifted: exercises/timing.ipynb"]
+    assert checked.returncode == 1 and checked.stderr.splitlines()[:-1] == drifted
+    assert build(root=tmp_path).returncode == 0 and build("--check", root=tmp_path).returncode == 0
+    solution.write_text(solution.read_text() + "\n# %% [markdown]\n# One more line.\n")
+    assert build("--check", root=tmp_path).stderr.count("has drifted") == 2  # .py and .ipynb
 
 
 @pytest.mark.cpu
@@ -514,3 +531,4 @@ def test_the_command_line_reaches_the_checks():
     command = [sys.executable, "-m", "lab", "check", "rmsnorm.sideways"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert result.returncode == 2 and "unknown exercise 'rmsnorm.sideways'" in result.stderr
+    assert "rmsnorm.forward" in result.stderr and "softmax" not in result.stderr

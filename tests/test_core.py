@@ -187,6 +187,8 @@ def test_a_config_without_optional_keys():
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"vocab_size": "64"}, "vocab_size is '64'; expected a whole number of at least 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected a whole number of at least 1"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06; expected a number above 0"),
+        ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta is 'much'; expected a number above 0"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3; expected a divisor of num_attention_heads, 4"),
         ({"head_dim": 7}, "head_dim is 7; expected an even number"),
     ],
@@ -216,6 +218,7 @@ WRONG_WEIGHTS = {
         "tensor model.layers.1.mlp.up_proj.weight is",
     ),
     "extra": (lambda w: w.update({"model.extra": torch.ones(1)}), "tensor model.extra has no place in this model"),
+    "foreign": (lambda w: w.update({"extra": torch.ones(1)}), "tensor extra has no place in this model"),
     "shape": (
         lambda w: w.update({"model.norm.weight": torch.ones(31)}),
         r"tensor model.norm.weight has shape \(31,\); expected \(32,\), as config.json says",

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,6 +172,26 @@ def test_auto_on_a_gpu_follows_the_record(monkeypatch):
         assert resolved.implementation.backend == "triton" and "fastest in the record of H100" in resolved.reason
         monkeypatch.setattr(registry, "preferences", dict)
         assert "no record of H100" in registry.resolve("rmsnorm", "auto", torch.device("cuda")).reason
+
+
+def test_auto_takes_another_where_the_recorded_one_cannot_run_and_says_so(monkeypatch):
+    from lab.backends import hardware
+
+    def ladder(backend, reason):
+        rung = registry.ladder("rmsnorm", backend)[0]
+        return tuple(replace(rung, rung=name, unavailable=lambda device: reason) for name in ("first", "second"))
+
+    monkeypatch.setitem(registry._ladders["cuda"], "rmsnorm", ladder("cuda", "needs a compiler"))
+    monkeypatch.setitem(registry._ladders["triton"], "rmsnorm", ladder("triton", None))
+    gpu = hardware.ARCHITECTURES["sm_90"]
+    monkeypatch.setattr(registry, "preferences", lambda: {gpu.name: {"rmsnorm": "cuda"}})
+    with hardware.assume(gpu):
+        resolved = registry.resolve("rmsnorm", "auto", torch.device("cuda"))
+    assert str(resolved.implementation) == "triton:second"
+    assert resolved.reason == (
+        "auto: cuda was the fastest in the record of H100, and cannot run here: "
+        "rmsnorm on cuda: second, first: needs a compiler"
+    )
 
 
 @pytest.mark.gpu

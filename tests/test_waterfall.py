@@ -301,7 +301,7 @@ def test_a_small_one_runs_from_end_to_end(tmp_path, monkeypatch):
 
 # The chapter ----------------------------------------------------------------------------------------------------------
 
-CHAPTER = Path(__file__).parents[1] / "book/drafts/waterfall.py"
+CHAPTER = Path(__file__).parents[1] / "book/chapters/waterfall.py"
 GPU = replace(CEILINGS, copy_gbps=4000.0, matmul_tflops=700.0)  # about an H200's
 
 

@@ -5,8 +5,8 @@
     triton:naive
     ```
 
-draws how long each of the candidates took for that operator, direction and shape, out of the first record of the
-experiment that is named as the operator is.
+draws how long each of the candidates took for that operator, direction and shape, out of the record that the book shows
+of the experiment that is named as the operator is.
 """
 
 import html
@@ -30,9 +30,9 @@ class Times(SphinxDirective):
         except (ValueError, FileNotFoundError) as error:
             raise self.warning(f"times: {error}") from None
         passes = "forward and backward" if direction == "both" else direction
-        where = html.escape(f"{record.rows[0].dtype}, on an {record.environment.gpu}")
-        caption = f"<p>{operator} {passes}, {shape} in {where}</p>"
-        return [nodes.raw("", f'<div class="cell_output">\n{drawn.svg}\n{caption}</div>\n', format="html")]
+        where = html.escape(f"{record.select(operator)[0].dtype}, on an {record.environment.gpu}")
+        caption = f"<figcaption>{operator} {passes}, {shape} in {where}</figcaption>"
+        return [nodes.raw("", f'<figure class="cell_output ladder">\n{drawn.svg}\n{caption}</figure>\n', format="html")]
 
 
 def setup(app):

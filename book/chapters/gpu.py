@@ -5,8 +5,8 @@
 # multiprocessors, and four kinds of memory. Then two kernels that compute next to nothing, a vector add and a transpose,
 # in Triton and in CUDA C++, and what the hardware makes of the addresses that they ask for.
 #
-# **What you need.** PyTorch. No GPU: nothing is timed on this page, everything is counted. **Reading time:** about 30
-# minutes, exercises apart.
+# **What you need.** PyTorch. No GPU: what the kernels ask for is counted, and what they took was recorded. **Reading
+# time:** about 30 minutes, exercises apart.
 
 # %% tags=["hide-input"]
 # In Colab this gets the course and keeps Colab's own torch; elsewhere it does nothing.
@@ -14,9 +14,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from pathlib import Path
 
     repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
-    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    if not Path("/content/llm-kernel-lab").exists():  # this cell may run twice
+        subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
     install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
     subprocess.run(install, check=True)
     sys.path.insert(0, "/content/llm-kernel-lab")
@@ -33,15 +35,35 @@ from lab.backends.hardware import ARCHITECTURES, default_device
 from lab.backends.registry import operator
 from lab.backends.triton import transpose as triton_transpose
 from lab.benchmark import records
+from lab.benchmark.figures import ladder
 from lab.benchmark.tables import Table
 from lab.notebook import Folded, code, cuda_code, ladder_of, show
 from lab.profiling import multiprocessor, resources
 from lab.profiling.multiprocessor import bank_passes, occupancy, occupancy_of, sectors
 
 device = default_device()
-measured = records.published("rmsnorm", "NVIDIA H100 80GB HBM3")
+record = records.published("transpose")
 compiled = resources.published("transpose")
 limits, here = multiprocessor.LIMITS["sm_90"], ARCHITECTURES["sm_90"]
+M = N = 8192
+
+
+def fraction(label, dtype):
+    """Of the ceiling, on the record's GPU."""
+    (row,) = (row for row in record.at("transpose", "forward", (M, N), dtype) if row.label == label)
+    return row.fraction
+
+
+# %% tags=["remove-input"]
+show(ladder(record, "transpose", "forward", (M, N), dtype="bfloat16"))
+
+# %% tags=["remove-input"]
+ours = {row.label: row.fraction for row in record.at("transpose", "forward", (M, N), "bfloat16") if row.backend != "peer" and row.fraction}
+show(
+    f"A transpose of {M}x{N} elements of bfloat16 on an {record.environment.gpu}. It computes nothing, and all of these kernels "
+    f"move the same elements; yet the best is {max(ours.values()) / min(ours.values()):.0f} times as fast as the worst. Each bar is "
+    "its share of the speed of a plain copy. At the end of this chapter you can say where it went, before you run them."
+)
 
 # %% [markdown]
 # ## Many threads, because memory is far
@@ -56,15 +78,15 @@ limits, here = multiprocessor.LIMITS["sm_90"], ARCHITECTURES["sm_90"]
 # $$\text{bytes in flight} = B \cdot L$$
 #
 # have to be on their way at every moment ([Little 1961](../references.md)). Take half a microsecond for $L$, which is the
-# right order of magnitude; $B$ was measured for the [RMSNorm chapter](rmsnorm.ipynb).
+# right order of magnitude; $B$ was measured in the run that the figure is of.
 
 # %% tags=["hide-input"]
 LATENCY_S = 0.5e-6
-in_flight = measured.ceilings.copy_gbps * 1e9 * LATENCY_S
-each = in_flight / measured.environment.multiprocessors
+in_flight = record.ceilings.copy_gbps * 1e9 * LATENCY_S
+each = in_flight / record.environment.multiprocessors
 show(
-    f"On an {measured.environment.gpu}, at {measured.ceilings.copy_gbps:.0f} GB/s, that makes {in_flight / 1e6:.2f} MB, or "
-    f"{each / 1e3:.1f} kB for each of its {measured.environment.multiprocessors} multiprocessors: {each / 16:.0f} loads of 16 "
+    f"On an {record.environment.gpu}, at {record.ceilings.copy_gbps:.0f} GB/s, that makes {in_flight / 1e6:.2f} MB, or "
+    f"{each / 1e3:.1f} kB for each of its {record.environment.multiprocessors} multiprocessors: {each / 16:.0f} loads of 16 "
     f"bytes, at the same time, without a pause. It can hold {32 * limits.warps} threads on each."
 )
 
@@ -219,7 +241,6 @@ show(multiprocessor.sectors_drawn({"neighbours": [4 * lane for lane in range(32)
 
 # %% tags=["hide-input"]
 transpose = operator("transpose")
-M = N = 8192
 cost = transpose.cost((M, N), torch.bfloat16, "forward")
 x = torch.arange(6, dtype=torch.float32).view(2, 3)
 print(x)
@@ -254,13 +275,20 @@ show(Table(["a warp of the naive kernel", "sectors read", "sectors written", "ti
 # **Outcome:** as predicted. Is device memory then that many times busier? Not quite, and counting cannot tell: the
 # warps of the rows below write the other parts of the same sectors soon after, and if L2 still holds a sector by then, it
 # goes to device memory once. What is certain is that each store sends 32 sectors to L2. How much time that costs is for a
-# measurement to say; on a GPU,
-#
-# ```sh
-# lab bench --op transpose --shape 8192x8192 --peers
-# ```
-#
-# makes it, for every kernel of this page and for PyTorch's.
+# measurement to say:
+
+# %% tags=["remove-input"]
+counted = {row[0]: float(row[3]) for row in rows}
+longer = {dtype: 1 / fraction("cuda:naive", dtype) for dtype in counted}
+assert all(counted[dtype] < longer[dtype] < 2 * counted[dtype] for dtype in counted)
+show(
+    f"Measured, `cuda:naive` takes {longer['float32']:.1f} times as long as a copy in float32, and {longer['bfloat16']:.1f} times in "
+    f"bfloat16. Counted were {counted['float32']:.1f} and {counted['bfloat16']:.1f} times the sectors. So the sectors are most of "
+    "it, and not all."
+)
+
+# %% [markdown]
+# On your own GPU `lab bench --op transpose --shape 8192x8192 --peers` measures every kernel of this page, and PyTorch's.
 #
 # ## Through shared memory
 #
@@ -317,6 +345,17 @@ show(Table(["passes of a warp", "along a row", "down a column"], rows))
 #
 # </details>
 #
+# And the clock?
+
+# %% tags=["remove-input"]
+gain = {dtype: fraction("cuda:padded", dtype) / fraction("cuda:tiled", dtype) for dtype in counted}
+assert gain["float32"] > 1.3 > gain["bfloat16"] > 1
+show(
+    f"In float32 `padded` is {gain['float32']:.2f} times as fast as `tiled`. In bfloat16 it is {gain['bfloat16']:.2f} times: half as "
+    "many passes are saved, and something else holds it back, at which we get below."
+)
+
+# %% [markdown]
 # ## The same in Triton
 #
 # A Triton program has no threads, so it does not say who exchanges what. It loads a square, and stores its transpose;
@@ -357,8 +396,11 @@ wide, gathered = vectorized_accesses(M)
 show(
     f"**Outcome:** {sectors(wide, 16)} sectors, and {32 * 16} bytes wanted of {32 * sectors(wide, 16)}. To gather an element for "
     f"each thread takes {bank_passes(gathered, 2)} passes: the tile's rows are a bank longer than 64 elements, and two of its rows "
-    "still meet in each bank. Shared memory has the time."
+    "still meet in each bank. Shared memory has the time: "
+    f"`vectorized` reaches {100 * fraction('cuda:vectorized', 'bfloat16'):.0f}% of the ceiling, where `padded` has "
+    f"{100 * fraction('cuda:padded', 'bfloat16'):.0f}%."
 )
+assert fraction("cuda:vectorized", "bfloat16") > 1.5 * fraction("cuda:padded", "bfloat16")
 
 # %% [markdown]
 # Each thread puts the eight elements that it has read into a row of the tile, and gathers eight others down a column, one
@@ -431,12 +473,22 @@ show(
 # ([Volkov 2010](../references.md)); the fastest matrix products hold few warps and hundreds of registers each. Look at
 # occupancy when it is low *and* a thread has little on its way.
 #
-# ## Where this picture ends
+# ## Where it loses
 #
-# It counts requests, not time. Three things that it leaves out: the caches, which turn a second request into a cheap one;
-# the order in which blocks run, which decides what is still in a cache; and everything that happens between launches. So
-# it says where to look, and a clock has the last word.
-#
+# **The picture** counts requests, not time. Three things that it leaves out: the caches, which turn a second request into a
+# cheap one; the order in which blocks run, which decides what is still in a cache; and everything that happens between
+# launches. So it says where to look, and a clock has the last word.
+
+# %% tags=["remove-input"]
+behind = {dtype: [100 * fraction(label, dtype) for label in ("cuda:vectorized", "triton:tiles")] for dtype in counted}
+assert all(cuda_best < triton_best for cuda_best, triton_best in behind.values())
+show(
+    f"**Our CUDA C++** stays behind Triton's tile: at {behind['bfloat16'][0]:.0f}% to {behind['bfloat16'][1]:.0f}% in bfloat16, "
+    f"{behind['float32'][0]:.0f}% to {behind['float32'][1]:.0f}% in float32. By the count both are as good. In bfloat16 it gathers "
+    "twice as many elements one by one for the same bytes; whether that is the reason was not measured."
+)
+
+# %% [markdown]
 # ## Take-away
 #
 # - A GPU hides latency with work in flight: many warps, or many bytes for each.

@@ -15,9 +15,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from pathlib import Path
 
     repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
-    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    if not Path("/content/llm-kernel-lab").exists():  # this cell may run twice
+        subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
     install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
     subprocess.run(install, check=True)
     sys.path.insert(0, "/content/llm-kernel-lab")

@@ -2,7 +2,8 @@
 # # All results
 #
 # **What you will see.** Every published record: each operator on each GPU, all that was timed beside all that it was
-# timed against, and on what. The chapters quote from here.
+# timed against, and on what. The chapters quote from here. Compare within a record; between two GPUs compare percents of
+# the ceiling, for each GPU has its own.
 #
 # **What you need.** *How to read the numbers*, in the introduction. **Reading time:** none; it is a page to look things up in.
 
@@ -12,9 +13,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from pathlib import Path
 
     repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
-    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    if not Path("/content/llm-kernel-lab").exists():  # this cell may run twice
+        subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
     install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
     subprocess.run(install, check=True)
     sys.path.insert(0, "/content/llm-kernel-lab")
@@ -23,7 +26,7 @@ if "google.colab" in sys.modules:
 from lab.backends import registry
 from lab.benchmark import records, report, training_runs
 from lab.benchmark.figures import ladder, loss_curve, seed_spread, timing_errors
-from lab.benchmark.tables import Table, ladder_table, model_table, shape_text, table, trap_table
+from lab.benchmark.tables import NOTHING, Table, ladder_table, model_table, shape_text, table, trap_table
 from lab.notebook import Folded, show
 
 published = [records.read(path) for _, path in report.all_records()]
@@ -44,10 +47,13 @@ for record in (*published, *trained):
 show(Table(["experiment", "GPU", "date", "commit", "copy GB/s", "matmul TFLOP/s"], rows))
 
 # %% tags=["remove-input"]
-for record in (*published, *trained):
-    e = record.environment
-    versions = [["driver", e.driver or "unknown"], ["python", e.python], *e.packages.items()]
-    show(Folded(f"{record.experiment} on {e.gpu}: the versions", (Table(["", "version"], versions),)))
+packages = sorted({name for record in (*published, *trained) for name in record.environment.packages})
+versions = [
+    [f"{record.experiment}, {e.gpu}", e.driver or "unknown", e.python, *(e.packages.get(name, NOTHING) for name in packages)]
+    for record in (*published, *trained)
+    for e in [record.environment]
+]
+show(Folded("The versions of all of them", (Table(["record", "driver", "python", *packages], versions),)))
 
 # %% [markdown]
 # ## Operators
@@ -60,14 +66,15 @@ for name in registry.operators():
     for record in published:
         if name not in record.operators():
             continue
-        show(f"### {name}, {record.environment.gpu}")
+        of_models = f", at the shapes of {record.experiment}" if record.models else ""
+        show(f"### {name}, {record.environment.gpu}{of_models}")
         first = next(row for row in record.select(name) if row.timing)
-        show(ladder(record, name, first.direction, first.shape))
+        where = f"{first.direction} {shape_text(first.shape)} in {first.dtype}"
+        show(f"{where}:", ladder(record, name, first.direction, first.shape, dtype=first.dtype))
         for direction in record.directions(name):
-            shapes = dict.fromkeys(row.shape for row in record.select(name, direction) if row.timing)
-            every = tuple(ladder_table(record, name, direction, shape) for shape in shapes)
-            listed = ", ".join(map(shape_text, shapes))
-            show(table(record, name, direction), Folded(f"{name} {direction}, every rung at {listed}", every))
+            timed = dict.fromkeys((row.shape, row.dtype) for row in record.select(name, direction) if row.timing)
+            every = tuple(ladder_table(record, name, direction, shape, dtype) for shape, dtype in timed)
+            show(table(record, name, direction), Folded(f"{name} {direction}: every rung and peer, with times", every))
 
 # %% [markdown]
 # ## Models

@@ -4,7 +4,7 @@
 # **What you will see.** The smallest operator of a Llama-style model that still needs a real kernel: a sum along each
 # row, then a multiplication. It does almost no arithmetic, so all that counts is how often each byte crosses device
 # memory. You take it from PyTorch through five Triton kernels to four in CUDA C++, forward and backward, predict each
-# step, and look at what it did on an H100.
+# step, and look at what it did.
 #
 # **What you need.** PyTorch. No GPU: without one the kernels run in Triton's interpreter, and the timings shown are
 # the published ones. **Reading time:** about 40 minutes, exercises apart.
@@ -15,9 +15,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from pathlib import Path
 
     repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
-    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    if not Path("/content/llm-kernel-lab").exists():  # this cell may run twice
+        subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
     install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
     subprocess.run(install, check=True)
     sys.path.insert(0, "/content/llm-kernel-lab")
@@ -35,7 +37,7 @@ from lab.benchmark.tables import Table, ladder_table, table
 from lab.notebook import Published, code, cuda_code, ladder_of, measure_here, show
 from lab.profiling import resources, roofline
 
-record = records.published("rmsnorm", "NVIDIA H100 80GB HBM3")
+record = records.published("rmsnorm")
 published = Published(record)
 rmsnorm, add_rmsnorm = operator("rmsnorm"), operator("add_rmsnorm")
 SMALL, WIDE = (16384, 4096), (4096, 16384)  # rows and columns: Llama-3-8B's and 405B's hidden sizes
@@ -49,10 +51,13 @@ def percent(label, direction="forward", shape=SMALL, of="rmsnorm", digits=0):
 # %% tags=["remove-input"]
 show(ladder(record, "rmsnorm", "both", TRAIN))
 
+# %% tags=["remove-input"]
+show(
+    "The whole ladder at a glance, forward and backward together, for 65536 rows of 4096 columns: each bar is one version of the "
+    f"same operator, as a share of what the memory of this GPU allows, an {record.environment.gpu}. The rest of the chapter climbs it."
+)
+
 # %% [markdown]
-# The whole ladder at a glance, forward and backward together: each bar is one version of the same operator, as a share
-# of what the memory of this GPU allows. The rest of the chapter climbs it.
-#
 # ## What it computes, and where
 #
 # Each block of a Llama-style model normalizes its input twice, before attention and before the MLP, and the model once
@@ -328,7 +333,7 @@ def blocks_by_registers(rung, kernel):
 
 
 show(
-    "Nothing spills on the H100. Forward, `triton:one_pass` takes "
+    "Nothing spills on sm_90. Forward, `triton:one_pass` takes "
     f"{blocks_by_registers('triton:one_pass', '_rmsnorm_forward_one_pass')} fit, each with a row under way: plenty. "
     f"Backward, `triton:one_pass` takes {blocks_by_registers('triton:one_pass', '_rmsnorm_backward_rows')} "
     "fit at most, because the sums of dw live in registers; and the launcher starts only one, lest there be more partial "
@@ -361,7 +366,7 @@ show(roofline.plot(record, "rmsnorm", TRAIN, "both"))
 # All rungs do the same arithmetic on the same minimal bytes, so they stand above one another, far left of the ridge:
 # no amount of compute would help. What separates them is how often they move a byte, and how many are under way at once.
 #
-# ## Who wins where
+# ## Who wins where, and where it loses
 #
 # Percent of the ceiling, everything measured in turns in one run, the best of each row in bold. torch.compile, Liger and
 # QuACK are called as their users call them.
@@ -394,7 +399,7 @@ show(
 # the norm's own times from the layer, the share from how often a model calls it.
 
 # %%
-inside = records.published("triton_rmsnorm", "NVIDIA H100 80GB HBM3")
+inside = records.published("triton_rmsnorm")
 MODEL, OURS = "llama3-8b-4-layers", "torch,rmsnorm=triton,add_rmsnorm=triton"
 
 
@@ -421,7 +426,7 @@ for phase in ("prefill", "decode"):
             numbers = gain, 100 * share, 1 / (1 - share + share / gain), found
             assert (gain > 1.05) == (how == "in a graph" and not compiled)  # what is said of it below
             rows.append([f"{phase}, {'compiled' if compiled else 'eager'}, {how}", *(f"{number:.2f}" for number in numbers)])
-show(Table([MODEL, "norm alone", "share %", "predicted", "measured"], rows))
+show(f"On an {inside.environment.gpu}:", Table([MODEL, "norm alone", "share %", "predicted", "measured"], rows))
 
 # %% [markdown]
 # Speedups over PyTorch's operators; *norm alone* is the layer with the residual add, as the model calls it. *As called* is

@@ -14,9 +14,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from pathlib import Path
 
     repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
-    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    if not Path("/content/llm-kernel-lab").exists():  # this cell may run twice
+        subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
     install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
     subprocess.run(install, check=True)
     sys.path.insert(0, "/content/llm-kernel-lab")
@@ -33,7 +35,7 @@ from lab.benchmark.tables import Table, shape_text
 from lab.notebook import Folded, explore, show
 from lab.profiling import roofline
 
-record = records.published("rmsnorm", "NVIDIA H100 80GB HBM3")
+record = records.published("rmsnorm")
 ceilings = record.ceilings
 
 
@@ -52,7 +54,7 @@ show(roofline.places(record, {name: [Workload(name, first[name], "bfloat16", "fo
 slow = [name for name in by_intensity if at(name, first[name]).bound == "memory"]
 fast = [name for name in by_intensity if at(name, first[name]).bound == "compute"]
 show(
-    f"The forward pass of every operator in this course, at the sizes of a real model. {len(slow)} of {len(first)} lie on "
+    f"The forward pass of every operator in this course, at the sizes of a real model, on an {record.environment.gpu}. {len(slow)} of {len(first)} lie on "
     f"the slope: their time is the time that memory takes ({', '.join(slow)}). The others lie on the flat part, where "
     f"arithmetic takes longer than memory ({' and '.join(fast)}). The number beside each name is what places it there."
 )
@@ -62,21 +64,24 @@ show(
 #
 # A GPU does two things at the same time: it moves bytes between its memory and its
 # [multiprocessors](../glossary.md#multiprocessor), and it computes. How fast is each?
-# A datasheet has an answer, 3.35 TB/s and 989 TFLOP/s for this one ([NVIDIA](../references.md)). <!-- datasheet -->
-# But no program reaches it: memory has to be refreshed, and the clock falls where power runs short. So in this course
+# A datasheet has an answer ([NVIDIA](../references.md)). But no program reaches it: memory has to be refreshed, and the clock falls where power runs short. So in this course
 # both are measured, in the same run as the kernels that are held against them, with the plainest work there is: a copy of
 # more bytes than any cache holds, and a product of two large matrices.
 
 # %% tags=["remove-input"]
 copied = f"a copy of {ceilings.copy_bytes / 2**30:.0f} GiB, read plus written"
+# What NVIDIA states: GB/s of device memory, and TFLOP/s of dense bfloat16 products.
+DATASHEETS = {"NVIDIA H100 80GB HBM3": (3350, 989), "NVIDIA H200": (4800, 989)}
+stated = DATASHEETS.get(record.environment.gpu, ("-", "-"))
+assert stated == ("-", "-") or (ceilings.copy_gbps < stated[0] and ceilings.matmul_tflops < stated[1])
 product = f"a {ceilings.matmul_dtype} product of two {ceilings.matmul_size} x {ceilings.matmul_size} matrices"
 show(
     f"On an {record.environment.gpu}:",
     Table(
-        ["ceiling", "measured with", "reached"],
+        ["ceiling", "measured with", "reached", "datasheet"],
         [
-            ["bandwidth", copied, f"{ceilings.copy_gbps:.0f} GB/s"],
-            ["rate", product, f"{ceilings.matmul_tflops:.0f} TFLOP/s"],
+            ["bandwidth, GB/s", copied, f"{ceilings.copy_gbps:.0f}", f"{stated[0]}"],
+            ["rate, TFLOP/s", product, f"{ceilings.matmul_tflops:.0f}", f"{stated[1]}"],
         ],
     ),
 )
@@ -265,9 +270,9 @@ show(
 )
 
 # %% [markdown]
-# ## Where the model loses
+# ## Where it loses
 #
-# The floor is a bound, not a forecast. Four things stand between it and a clock.
+# The model's floor is a bound, not a forecast. Four things stand between it and a clock.
 #
 # **It counts the fewest bytes; a kernel may move more.** A kernel that reads its input twice has a floor of its own,
 # and stays under the same roof for reasons that the roof does not show. The first kernel of the [RMSNorm
@@ -308,7 +313,7 @@ show(
 # **The flat part is not one ceiling.** The rate was measured with a matrix product on
 # [tensor cores](../glossary.md#tensor-core). Exponentials, sums and whatever else is no product run on other units, which
 # are far slower:
-# this GPU's [datasheet](../references.md) has 67 TFLOP/s for float32. <!-- datasheet -->
+# the [datasheets](../references.md) of the H100 and the H200 have 67 TFLOP/s for float32. <!-- datasheet -->
 # For an operator of a few FLOPs a byte that is still plenty; attention, which needs a softmax between two products, must
 # hide the one behind the others.
 #

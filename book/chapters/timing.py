@@ -2,7 +2,7 @@
 # # How to time a kernel
 #
 # **What you will see.** Seven ways to get a wrong number for a kernel that is right, each beside the way in which this
-# course measures: the same work, on the same H100, in the same run. Some are off by orders of magnitude, which one
+# course measures: the same work, on the same GPU, in the same run. Some are off by orders of magnitude, which one
 # notices. Others are off by a few percent, as much as one optimizes for. Then what a median is worth, and which times
 # cannot be.
 #
@@ -15,9 +15,11 @@ import sys
 
 if "google.colab" in sys.modules:
     import subprocess
+    from pathlib import Path
 
     repository = "https://github.com/OWNER/llm-kernel-lab"  # the address is configured in _config.yml
-    subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
+    if not Path("/content/llm-kernel-lab").exists():  # this cell may run twice
+        subprocess.run(["git", "clone", "--depth", "1", repository, "/content/llm-kernel-lab"], check=True)
     install = [sys.executable, "-m", "pip", "install", "-q", "-e", "/content/llm-kernel-lab"]
     subprocess.run(install, check=True)
     sys.path.insert(0, "/content/llm-kernel-lab")
@@ -34,7 +36,7 @@ from lab.benchmark import ceilings, figures, records, timing, traps
 from lab.benchmark.tables import Table, shape_text, trap_table
 from lab.notebook import Folded, code, show
 
-record = records.published("timing", "NVIDIA H100 80GB HBM3")
+record = records.published("timing")
 found = {trap.name: trap for trap in record.traps}
 
 # %% tags=["remove-input"]
@@ -119,7 +121,7 @@ show(
 # ## What is still in the cache
 #
 # A benchmark calls the same kernel on the same tensors, again and again. **Prediction:** a copy of 8 MiB touches 16,
-# and the [L2 cache](../glossary.md#l2-cache) of an H100 holds 50. From the second call on it finds its input there, and
+# and the [L2 cache](../glossary.md#l2-cache) of an H100 or H200 holds 50. From the second call on it finds its input there, and
 # need not wait for device memory. A copy of 1 GiB starts anew when its end is all that is left in L2: no difference.
 
 # %% tags=["remove-input"]
@@ -152,7 +154,7 @@ show(
 # much can it be?** No more than L2 holds, and no more than the kernel reads:
 
 # %%
-L2_BYTES = 50 * 2**20  # of an H100
+L2_BYTES = 50 * 2**20  # of an H100 or H200
 linear = operator("linear")
 decode = linear.shapes["llama3-8b-up-decode"]
 reading = {

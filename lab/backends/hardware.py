@@ -67,6 +67,11 @@ def gpu_of(device: torch.device) -> GPU:
     return GPU("interpreter", (9, 0), 2, 227 * 1024)
 
 
+def half_dtype(device: torch.device) -> torch.dtype:
+    """The 16-bit dtype that models run in there: bfloat16, or float16 on a GPU that lacks it (before Ampere)."""
+    return torch.float16 if gpu_of(device).capability < (8, 0) else torch.bfloat16
+
+
 def default_device() -> torch.device:
     """Where things run unless told otherwise: the GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -224,13 +224,15 @@ def resolve(op: str, choice: str = "auto", device: torch.device | None = None) -
         if reason := wanted.unavailable(device):
             raise BackendUnavailable(f"{op} on {wanted}: {reason}")
         return Resolved(wanted, "asked for by name")
-    reasons: list[str] = []
+    reasons: dict[str, list[str]] = {}  # each with the rungs that it holds for
     for candidate in reversed(rungs):
         reason = candidate.unavailable(device)
         if reason is None:
-            return Resolved(candidate, "; ".join([f"best rung of {backend} that runs here", *reasons]))
-        reasons.append(f"{candidate.rung}: {reason}")
-    raise BackendUnavailable(f"{op} on {backend}: {'; '.join(reasons)}")
+            why = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+            return Resolved(candidate, "; ".join([f"best rung of {backend} that runs here", *why]))
+        reasons.setdefault(reason, []).append(candidate.rung)
+    why = [f"{', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    raise BackendUnavailable(f"{op} on {backend}: {'; '.join(why)}")
 
 
 @cache
@@ -245,13 +247,13 @@ def _resolve_auto(op: str, device: torch.device) -> Resolved:
         return Resolved(resolve(op, "torch", device).implementation, f"auto: torch on {device.type} tensors")
     gpu = gpu_of(device).name
     recorded = preferences().get(gpu, {}).get(op)
-    for backend in [recorded] if recorded else reversed(BUILT_IN):
+    why = f"fastest in the record of {gpu}" if recorded else f"no record of {gpu}: cuda, then triton, then torch"
+    for backend in dict.fromkeys(filter(None, [recorded, *reversed(BUILT_IN)])):
         try:
-            picked = resolve(op, backend, device).implementation
-        except BackendUnavailable:
-            continue
-        why = f"fastest in the record of {gpu}" if recorded else f"no record of {gpu}: cuda, then triton, then torch"
-        return Resolved(picked, f"auto: {why}")
+            return Resolved(resolve(op, backend, device).implementation, f"auto: {why}")
+        except BackendUnavailable as unavailable:
+            if backend == recorded:
+                why = f"{backend} was the fastest in the record of {gpu}, and cannot run here: {unavailable}"
     raise BackendUnavailable(f"{op}: no backend can run on {device}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lab.backends.hardware import half_dtype
 from lab.ops.operator import Cost
 
 SAMPLES = 20
@@ -42,7 +43,7 @@ def measure_ceilings(sample: Callable[[Callable[[], object]], float]) -> Ceiling
     """Both ceilings of the current GPU. sample: times one call in microseconds (`timing.ColdSampler`)."""
     copy_gbps, copy_bytes = _copy(sample)
     torch.cuda.empty_cache()
-    dtype = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    dtype = half_dtype(torch.device("cuda"))
     tflops = _matmul(sample, dtype)
     torch.cuda.empty_cache()
     return Ceilings(copy_gbps, copy_bytes, tflops, str(dtype).removeprefix("torch."), MATMUL_SIZE)

@@ -34,9 +34,10 @@ def estimates(experiment: Experiment, ad_hoc: bool) -> Iterator[str]:
 
 
 def _record_with_ceilings(experiment: str) -> records.Record | None:
-    """The record of the experiment, or else the first that there is: ceilings are the GPU's."""
-    paths = sorted(report.all_records(), key=lambda found: found[0] != experiment)
-    return records.read(paths[0][1]) if paths else None
+    """The published record of the experiment, or else of the first that has one: ceilings are the GPU's."""
+    recorded = dict.fromkeys(name for name, _ in report.all_records())
+    name = experiment if experiment in recorded else next(iter(recorded), None)
+    return records.published(name) if name else None
 
 
 def _numbers(cost: Cost, ceilings: Ceilings | None) -> list[str]:

@@ -227,7 +227,8 @@ def fastest_backends(record: Record) -> dict[str, str]:
 
 
 def publish(record: Record, output: Path | None = None) -> Path:
-    """Write the record, env.txt and, out of its operators, the choice of `auto` for this GPU; return the record's path.
+    """Write the record, env.txt (of every GPU that has a record there) and, out of its operators, the choice of `auto`
+    for this GPU; return the record's path.
     Operators that were timed to explain models make no choice: their shapes are those of one model.
 
     output: a folder that takes results/<gpu>.json, env.txt and auto.json; None means their places in this checkout.
@@ -235,7 +236,7 @@ def publish(record: Record, output: Path | None = None) -> Path:
     folder = output or records.experiments_folder() / record.experiment
     path = folder / "results" / f"{slug(record.environment.gpu)}.json"
     record.write(path)
-    write_text(folder / "env.txt", record.environment.text())
+    write_text(folder / "env.txt", records.environments(folder))
     if not record.models and (fastest := fastest_backends(record)):
         auto = AUTO if output is None else output / "auto.json"
         choices = json.loads(auto.read_text()) if auto.exists() else {}

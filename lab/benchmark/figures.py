@@ -86,15 +86,25 @@ def colour(row: Row | ModelRow) -> str:
 
 
 def ladder(
-    record: Record, operator: str, direction: str, shape: Sequence[int], columns: Sequence[str] | None = None
+    record: Record,
+    operator: str,
+    direction: str,
+    shape: Sequence[int],
+    columns: Sequence[str] | None = None,
+    dtype: str | None = None,
 ) -> Figure:
     """Percent of the ceiling on one workload, a bar for each rung, then for each peer.
 
-    columns: the candidates' labels; None means all. Raises ValueError if the record has no time for the workload.
+    columns: the candidates' labels; None means all. dtype: as in `Record.at`. Raises ValueError if the record has no
+    time for the workload.
     """
     order = list(columns if columns is not None else labels(record, operator, all_rungs=True))
     rows = sorted(
-        (row for row in record.select(operator, direction, shape) if row.fraction is not None and row.label in order),
+        (
+            row
+            for row in record.at(operator, direction, shape, dtype)
+            if row.fraction is not None and row.label in order
+        ),
         key=lambda row: order.index(row.label),
     )
     if not rows:
@@ -114,7 +124,8 @@ def ladder(
         axes.set_xlabel("% of the ceiling")
         axes.tick_params(left=False)
         told = ", ".join(f"{row.label} {value:.0f}%" for row, value in zip(rows, values, strict=True))
-        alt = f"{operator} {direction} at {shape_text(shape)} on {record.environment.gpu}, percent of ceiling: {told}"
+        what = f"{operator} {direction} at {shape_text(shape)}{f' in {dtype}' if dtype else ''}"
+        alt = f"{what} on {record.environment.gpu}, percent of ceiling: {told}"
         return figure(fig, alt)
 
 
@@ -128,7 +139,7 @@ def times(record: Record, operator: str, direction: str, shape: Sequence[int], c
             raise ValueError(f"the record has no time of {label} for {operator} {direction} {shape_text(shape)}")
         rows.append(found[0])
     with style():
-        fig = MplFigure(figsize=(5.6, 0.9 + 0.4 * len(rows)))
+        fig = MplFigure(figsize=(5.6, 0.75 + 0.25 * len(rows)))
         axes = fig.subplots()
         values = [row.timing.median_us for row in rows if row.timing]
         axes.barh(columns, values, color=[colour(row) for row in rows])
@@ -161,7 +172,7 @@ def predictions(
     """
     speeds = {
         row.label: 100 * gain
-        for row in record.select(operator, direction, shape)
+        for row in record.at(operator, direction, shape)
         if (gain := speedup(record, row)) is not None and row.backend != PEER
     }
     if missing := sorted(set(predicted) - set(speeds)):

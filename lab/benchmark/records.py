@@ -16,11 +16,12 @@ from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
 from lab.benchmark.fingerprint import fingerprint
 from lab.benchmark.models import LEVELS, PHASES, ModelRow, ModelWorkload
-from lab.benchmark.timing import Timing
+from lab.benchmark.timing import FLOOR_TOLERANCE, Timing
 from lab.benchmark.traps import Trap
 from lab.files import write_text
 
 SCHEMA = 4
+SHOWN = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")  # whose records the book shows: the first of them that has one
 PEER = "peer"  # a row's backend, where the row is another project's
 BASELINE = "torch eager"  # the peer that speedups are relative to
 
@@ -109,6 +110,9 @@ class Record:
     def directions(self, operator: str) -> list[str]:
         return list(dict.fromkeys(row.direction for row in self.rows if row.operator == operator))
 
+    def dtypes(self, operator: str) -> list[str]:
+        return list(dict.fromkeys(row.dtype for row in self.rows if row.operator == operator))
+
     def select(
         self, operator: str, direction: str | None = None, shape: Iterable[int] | None = None, label: str | None = None
     ) -> list[Row]:
@@ -122,6 +126,11 @@ class Record:
             and shape in (None, row.shape)
             and label in (None, row.label)
         ]
+
+    def at(self, operator: str, direction: str, shape: Iterable[int], dtype: str | None = None) -> list[Row]:
+        """The rows of one workload, which were timed in turns. Without a dtype, that of the first that was measured."""
+        rows = self.select(operator, direction, shape)
+        return [row for row in rows if row.dtype == (dtype or rows[0].dtype)]
 
     @property
     def all_rows(self) -> tuple[Row | ModelRow, ...]:
@@ -197,18 +206,33 @@ def experiments_folder() -> Path:
 
 
 def published_path(experiment: str, gpu: str | None = None) -> Path:
-    """Of the published record of an experiment for the GPU of that name; without a name, the first by file name.
-    Raises FileNotFoundError if there is none."""
+    """Of the published record of an experiment for the GPU of that name; without a name, for the one that the book
+    shows: the first of SHOWN that has a record, else the first by file name. Raises FileNotFoundError if there is none.
+    """
     folder = experiments_folder() / experiment / "results"
-    paths = sorted(folder.glob("*.json")) if gpu is None else [folder / f"{slug(gpu)}.json"]
-    if not paths or not paths[0].exists():
-        raise FileNotFoundError(f"no record of experiment {experiment!r}{f' on {gpu}' if gpu else ''} in {folder}")
-    return paths[0]
+    there = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    wanted = [*map(slug, SHOWN), *there] if gpu is None else [slug(gpu)]
+    if found := next((there[name] for name in wanted if name in there), None):
+        return found
+    others = f"; there is one of {', '.join(there)}" if there else ""
+    raise FileNotFoundError(f"no record of experiment {experiment!r}{f' on {gpu}' if gpu else ''} in {folder}{others}")
 
 
 def published(experiment: str, gpu: str | None = None) -> Record:
     """The record at `published_path`, which raises FileNotFoundError; RecordError if it is not valid."""
     return read(published_path(experiment, gpu))
+
+
+def environments(folder: Path) -> str:
+    """What the env.txt of an experiment's folder has to say: of each record in its results the environment, one below
+    the other. Raises RecordError for a file that is no record."""
+    found = []
+    for path in sorted((folder / "results").glob("*.json")):
+        try:
+            found.append(decoded(Environment, json.loads(path.read_text())["environment"], "record.environment").text())
+        except (json.JSONDecodeError, KeyError, TypeError, RecordError) as error:
+            raise RecordError(f"{path}: has no environment: {error}") from None
+    return "\n".join(found)
 
 
 def rounded(value):
@@ -283,6 +307,9 @@ def _check_timing(row: Row | ModelRow, where: str) -> None:
     t = row.timing
     ordered = 0 < t.p20_us <= t.median_us <= t.p80_us and t.ci_low_us <= t.median_us <= t.ci_high_us
     _require(ordered, f"{where}.timing", t, "0 < p20 <= median <= p80, and the median inside its interval")
+    least = FLOOR_TOLERANCE * row.floor_us
+    possible = t.median_us >= least * (1 - 1e-4)
+    _require(possible, f"{where}.timing", t, f"no time below the physical floor, {least:.6g} us")
     fraction = row.floor_us / t.median_us
     consistent = row.fraction is not None and math.isclose(row.fraction, fraction, rel_tol=1e-4)
     _require(consistent, f"{where}.fraction", row.fraction, f"floor over median, {fraction:.6g}")

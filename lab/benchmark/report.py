@@ -33,13 +33,13 @@ def blocks(record: Record) -> Iterator[Block]:
         for direction in record.directions(op):
             yield f"### {op} {direction}, percent of the ceiling"
             yield table(record, op, direction)
-        timed = dict.fromkeys((row.direction, row.shape) for row in record.select(op) if row.timing)
-        for direction, shape in timed:
-            yield f"### {op} {direction} {shape_text(shape)}"
-            yield ladder_table(record, op, direction, shape)
-            yield ladder(record, op, direction, shape)
-        if timed:
-            direction, shape = next(iter(timed))
+        timed = dict.fromkeys((row.direction, row.shape, row.dtype) for row in record.select(op) if row.timing)
+        for direction, shape, dtype in timed:
+            yield f"### {op} {direction} {shape_text(shape)}, {dtype}"
+            yield ladder_table(record, op, direction, shape, dtype)
+            yield ladder(record, op, direction, shape, dtype=dtype)
+        if timed and any(row.flops for row in record.select(op)):  # what only moves bytes has no place on a roofline
+            direction, shape, _ = next(iter(timed))
             yield roofline.plot(record, op, shape, direction)
     for workload in record.model_workloads():
         yield f"## {workload}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ class Table:
         head = "".join(f'<th scope="col">{cell}</th>' for cell in cells)
         body = ""
         for i, row in enumerate(self.rows):
-            body += f'<tr><th scope="row">{html.escape(row[0])}</th>'
+            name = re.sub(r",(?=\S)", ",<wbr>", html.escape(row[0]))  # a choice of backends may take several lines
+            body += f'<tr><th scope="row">{name}</th>'
             for j, cell in enumerate(row[1:], start=1):
                 text = html.escape(cell)
                 body += f"<td>{f'<strong>{text}</strong>' if (i, j) in self.best else text}</td>"
@@ -121,31 +123,36 @@ def table(
     columns: Sequence[str] | None = None,
     value: str = "percent",
 ) -> Table:
-    """Workloads down, candidates across, the best of each row marked.
+    """Workloads down, candidates across, the best of each row marked. Where the record has an operator in several
+    dtypes, each has its rows.
 
     columns: candidates' labels; None means `labels(record, operator)`. value: "percent" (of the ceiling), "time"
     (microseconds) or "speedup" (over torch eager). Raises KeyError for another value.
     """
     read, written, more_is_better = VALUES[value]
     columns = list(columns if columns is not None else labels(record, operator))
-    shapes = dict.fromkeys(row.shape for row in record.select(operator, direction))
+    workloads = dict.fromkeys((row.shape, row.dtype) for row in record.select(operator, direction))
+    several = len(record.dtypes(operator)) > 1
     rows, best = [], set()
-    for i, shape in enumerate(shapes):
-        found = {row.label: read(record, row) for row in record.select(operator, direction, shape)}
+    for i, (shape, dtype) in enumerate(workloads):
+        found = {row.label: read(record, row) for row in record.at(operator, direction, shape, dtype)}
         values = [found.get(label) for label in columns]
         cells = [NOTHING if number is None else written.format(number) for number in values]
         there = [number for number in values if number is not None]
         if there:
             top = written.format(max(there) if more_is_better else min(there))
             best |= {(i, j + 1) for j, cell in enumerate(cells) if cell == top}  # what reads alike is alike
-        rows.append([shape_text(shape), *cells])
+        rows.append([f"{shape_text(shape)} {dtype}" if several else shape_text(shape), *cells])
     return Table([f"{operator} {direction}", *columns], rows, frozenset(best))
 
 
-def ladder_table(record: Record, operator: str, direction: str, shape: Sequence[int]) -> Table:
-    """Every rung and peer on one workload: time and its 95% interval, GB/s, percent of the ceiling, speedup."""
+def ladder_table(
+    record: Record, operator: str, direction: str, shape: Sequence[int], dtype: str | None = None
+) -> Table:
+    """Every rung and peer on one workload: time and its 95% interval, GB/s, percent of the ceiling, speedup. dtype: as
+    in `Record.at`."""
     rows, medians = [], []
-    for row in _in_order(record.select(operator, direction, shape), labels(record, operator, all_rungs=True)):
+    for row in _in_order(record.at(operator, direction, shape, dtype), labels(record, operator, all_rungs=True)):
         t = row.timing
         if t is None:
             rows.append([row.label, *[NOTHING] * 5])
@@ -165,7 +172,9 @@ def ladder_table(record: Record, operator: str, direction: str, shape: Sequence[
         medians.append(t.median_us)
     least = min(medians, default=float("inf"))
     best = frozenset((i, 1) for i, median in enumerate(medians) if median == least < float("inf"))
-    return Table([f"{direction} {shape_text(shape)}", "us", "95%", "GB/s", "% of ceiling", "vs torch"], rows, best)
+    several = len(record.dtypes(operator)) > 1
+    task = f"{direction} {shape_text(shape)}{f' {dtype or record.dtypes(operator)[0]}' if several else ''}"
+    return Table([task, "us", "95%", "GB/s", "% of ceiling", "vs torch"], rows, best)
 
 
 def model_table(record: Record, workload: ModelWorkload) -> Table:

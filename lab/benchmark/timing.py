@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import triton
 
 Call = Callable[[], object]
 
@@ -36,8 +37,11 @@ def require_gpu() -> None:
     """Raise CannotTime where a time would mean nothing: without a GPU, and in Triton's interpreter."""
     if not torch.cuda.is_available():
         raise CannotTime("timing needs a CUDA GPU, and this machine has none")
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        raise CannotTime("timing refuses to run in Triton's interpreter (TRITON_INTERPRET=1): it would time Python")
+    if triton.knobs.runtime.interpret:
+        said = os.environ["TRITON_INTERPRET"]
+        raise CannotTime(
+            f"timing refuses to run in Triton's interpreter (TRITON_INTERPRET={said}): it would time Python"
+        )
 
 
 @dataclass(frozen=True)

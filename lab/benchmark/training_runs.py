@@ -27,6 +27,7 @@ from lab.benchmark.instruments import Instruments, gpu_instruments
 from lab.benchmark.records import (
     RecordError,
     decoded,
+    environments,
     experiments_folder,
     published_path,
     raw_record,
@@ -162,7 +163,7 @@ def record(name: str, output: Path | None = None, instruments: Instruments | Non
             about["data"], about["parameters"], about["flops"], about["bigram_loss"], tuple(done),
         )  # fmt: skip
         write_text(path, json.dumps(rounded(asdict(found)), indent=1) + "\n")
-        write_text(folder / "env.txt", instruments.environment.text())
+        write_text(folder / "env.txt", environments(folder))
         if not (experiments_folder() / name / RUNS).exists():
             last = checkpoint.steps(places[0])[runs[0].steps]
             model = LLM.from_pretrained(last, dtype=runs[0].dtype, device="cpu", backend="torch")

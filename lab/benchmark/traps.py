@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from lab.backends.cuda.compile import launch
+from lab.backends.hardware import half_dtype
 from lab.benchmark import timing
 from lab.benchmark.environment import number, nvidia_smi
 from lab.benchmark.timing import Call
@@ -310,8 +311,7 @@ def _sensors() -> Sensors | None:
 
 
 def gpu_works() -> Works:
-    has_bfloat16 = torch.cuda.get_device_capability() >= (8, 0)
-    options = {"dtype": torch.bfloat16 if has_bfloat16 else torch.float16, "device": "cuda"}
+    options = {"dtype": half_dtype(torch.device("cuda")), "device": "cuda"}
     a, b = torch.randn(2, SIZE, SIZE, **options)
     nothing, out = torch.zeros(SIZE, SIZE, **options), torch.empty(SIZE, SIZE, **options)
     small = torch.empty(2, SMALL_BYTES, dtype=torch.uint8, device="cuda")

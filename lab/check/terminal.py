@@ -39,7 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     for name in given.names:
         matching = [full for full in exercises() if name in (full, chapter_of(full))]
         if not matching:
-            print(f"lab check: unknown exercise {name!r}; expected one of {', '.join(exercises())}", file=sys.stderr)
+            chapter = chapter_of(name)
+            near = [full for full in exercises() if chapter_of(full) == chapter]
+            known = near or dict.fromkeys(map(chapter_of, exercises()))
+            expected = f"expected one of {', '.join(known)}{'' if near else ', or one of their exercises'}"
+            print(f"lab check: unknown exercise {name!r}; {expected}", file=sys.stderr)
             return 2
         names += [full for full in matching if full not in names]
     reports = []

@@ -43,6 +43,7 @@ def read_weights(
     """
     files = _files(folder)
     weights: dict[str, Tensor] = {}
+    stored_as: dict[str, str] = {}
     for path in files:
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
@@ -50,7 +51,7 @@ def read_weights(
                     name = stored.removeprefix("model.")
                     if name.endswith("rotary_emb.inv_freq"):  # in old checkpoints; follows from the config
                         continue
-                    weights[name] = file.get_tensor(stored)
+                    weights[name], stored_as[name] = file.get_tensor(stored), stored
         except SafetensorError as error:
             raise CheckpointError(f"{path}: is not a complete safetensors file: {error}") from error
         except OSError as error:
@@ -61,7 +62,7 @@ def read_weights(
         if name not in weights:
             raise CheckpointError(f"{where}: tensor {_stored(name)} is missing")
         if name not in shapes:
-            raise CheckpointError(f"{where}: tensor {_stored(name)} has no place in this model")
+            raise CheckpointError(f"{where}: tensor {stored_as[name]} has no place in this model")
         if weights[name].shape != shapes[name]:
             raise CheckpointError(
                 f"{where}: tensor {_stored(name)} has shape {tuple(weights[name].shape)}; expected "

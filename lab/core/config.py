@@ -52,6 +52,10 @@ class ModelConfig:
             size = getattr(self, name)
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} is {size!r}; expected a whole number of at least 1")
+        for name in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}; expected a number above 0")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads is {self.num_key_value_heads}; expected a divisor of num_attention_heads, "
@@ -174,7 +178,7 @@ def from_hugging_face(raw: dict) -> ModelConfig:
     return ModelConfig(
         **sizes,
         rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        rope_theta=rope.get("rope_theta", 10000.0),
         rope_scaling=_rope_scaling(rope),
         qkv_bias=kind == "qwen2",
         tie_word_embeddings=raw.get("tie_word_embeddings", False),

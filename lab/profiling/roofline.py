@@ -143,14 +143,16 @@ def plot(record: Record, operator: str, shape: Sequence[int], direction: str) ->
     All do the same work, so they stand above one another at the operator's intensity: the nearer to the roof, the less
     time is lost. The inset shows them side by side under the roof, on a linear scale.
 
-    Raises ValueError if the record has no time for the workload.
+    Raises ValueError if the record has no time for the workload, or if it has no FLOPs.
     """
     order = labels(record, operator, all_rungs=True)
-    rows = [row for row in record.select(operator, direction, shape) if row.tflops is not None]
+    rows = [row for row in record.at(operator, direction, shape) if row.tflops is not None]
     rows.sort(key=lambda row: order.index(row.label))
     if not rows:
         raise ValueError(f"the record has no time for {operator} {direction} {shape_text(shape)}")
     here = roofline(record, operator, shape, direction, rows[0].dtype)
+    if not here.intensity:
+        raise ValueError(f"{operator} {direction} has no FLOPs, and so no place on a logarithmic axis of them")
     left, right = min(here.intensity, here.ridge) / 8, max(here.intensity, here.ridge) * 8
     achieved = [row.tflops or 0 for row in rows]
     with style():

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[2]
 WIDTHS = {"desktop": 1280, "phone": 390}
+HEIGHT = 800
 CHAPTER = "book/notebooks/rmsnorm.html"
 FLAGS = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 READABLE = 4.5  # contrast of text with what is behind it: WCAG 2.2, 1.4.3
@@ -40,6 +41,7 @@ PHRASES = {
     "roofline": "both axes logarithmic",
     "softmax": "online softmax",
     "timing": "same work, at another clock",
+    "waterfall": "five wholes with the same kernels",
     "training": "why there are two sets of weights",
 }
 CHAPTERS = sorted(path.stem for path in (ROOT / "book/chapters").glob("*.py"))
@@ -119,7 +121,7 @@ class Visit:
 def visit(browser, address, html, request) -> Iterator[Visit]:
     """A window; parametrized indirectly with its width and colour scheme."""
     width, scheme = getattr(request, "param", ("desktop", "light"))
-    context = browser.new_context(viewport={"width": WIDTHS[width], "height": 800}, color_scheme=scheme)
+    context = browser.new_context(viewport={"width": WIDTHS[width], "height": HEIGHT}, color_scheme=scheme)
     context.set_default_timeout(10_000)
     visit = Visit(context.new_page(), address, html)
     visit.listen()
@@ -271,6 +273,24 @@ def focus(visit: Visit) -> list[str]:
     return [*found, f"not in the article yet: {now['what']}"]
 
 
+def first_screen(visit: Visit) -> list[str]:
+    """What of the landing page one has to scroll for: its title, the ladder, what one can do afterwards, and where to
+    start with a GPU and without."""
+    wanted = {
+        "title": "article h1",
+        "ladder": "article svg[role=img]",
+        "what you can do": "article ul li >> nth=2",
+        "without a GPU": "article strong:text-is('Without a GPU')",
+        "with one": "article strong:text-is('With one')",
+    }
+    found = []
+    for what, selector in wanted.items():
+        box = visit.page.locator(selector).first.bounding_box()
+        if box is None or box["y"] < 0 or box["y"] + box["height"] > HEIGHT:
+            found.append(f"{what} is at {box}")
+    return found
+
+
 def search(visit: Visit, phrase: str, chapter: str) -> list[str]:
     """Type the phrase into the search page; the chapter is among the results, and holds the phrase."""
     page = visit.page
@@ -310,6 +330,18 @@ def test_every_page(visit, html):
 def test_the_address_itself_leads_to_the_introduction(visit):
     visit.page.goto(visit.address)
     visit.page.wait_for_url(visit.address + "book/intro.html")
+
+
+def test_the_landing_page_says_it_in_one_screen(visit):
+    visit.open("book/intro.html")
+    assert not first_screen(visit)
+
+
+def test_a_landing_page_that_goes_on_and_on_is_found(visit):
+    text = (visit.html / "book/intro.html").read_text()
+    visit.open("book/intro.html", text.replace("</h1>", "</h1>" + "<p>More.</p>" * 5))
+    found = first_screen(visit)
+    assert [fault.partition(" is at")[0] for fault in found] == ["what you can do", "without a GPU", "with one"]
 
 
 def test_the_keyboard_reaches_the_content(visit):

@@ -5,16 +5,24 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import pytest
 import torch
 
+from lab import notebook
+from lab.backends import hardware, registry
+from lab.benchmark import experiments, records
+from lab.benchmark.candidates import Workload
+
 pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "book/chapters").glob("*.py"))
+EXERCISES = sorted((ROOT / "exercises").glob("*.py"))
 
 
 def first_cells(chapter: Path) -> tuple[str, str]:
@@ -70,16 +78,66 @@ def address() -> str:
     return cell.split('repository = "')[1].split('"')[0]
 
 
-def test_the_course_comes_and_torch_stays(colab):
-    install = first_cells(CHAPTERS[0])[0]
-    every = "\n".join(f"exec({first_cells(chapter)[1]!r}, {{}})" for chapter in CHAPTERS)
+@pytest.mark.parametrize("notebooks", [CHAPTERS, EXERCISES], ids=["chapters", "exercises"])
+def test_the_course_comes_and_torch_stays(colab, notebooks):
+    """A first cell twice, as whoever runs all cells again runs it; then what each notebook imports."""
+    install = first_cells(notebooks[0])[0]
+    every = "\n".join(f"exec({first_cells(notebook)[1]!r}, {{}})" for notebook in notebooks)
     asks = "import lab, torch; print(lab.__file__, torch.__file__, torch.__version__)"
-    where, torchs, version = colab(f"{install}\n{every}\n{asks}").split()
+    afresh = 'import shutil; shutil.rmtree("/content/llm-kernel-lab", ignore_errors=True)'
+    where, torchs, version = colab(f"{afresh}\n{install}\n{install}\n{every}\n{asks}").split()
     assert where.endswith("/content/llm-kernel-lab/lab/__init__.py") and str(ROOT) not in where
     assert (torchs, version) == (torch.__file__, torch.__version__)
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda path: path.stem)
-def test_every_chapter_gets_the_course_in_the_same_way(chapter):
-    install, imports = first_cells(chapter)
-    assert install == first_cells(CHAPTERS[0])[0] and "lab" in imports
+@pytest.mark.parametrize("notebooks", [CHAPTERS, EXERCISES], ids=["chapters", "exercises"])
+def test_every_notebook_gets_the_course_in_the_same_way(notebooks):
+    installs, imports = zip(*map(first_cells, notebooks))
+    assert len(set(installs)) == 1 and all("lab" in cell for cell in imports)
+
+
+# A T4, which Colab lends for nothing: 16 GB, and no bfloat16 ----------------------------------------------------------
+
+
+@pytest.fixture
+def t4(monkeypatch):
+    """What lab asks about the GPU is answered as a T4 would."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(total_memory=16e9))
+    with hardware.assume(hardware.ARCHITECTURES["sm_75"]):
+        yield
+
+
+def test_on_a_t4_live_cells_measure_in_float16_on_fewer_rows(t4, monkeypatch):
+    published, asked, shown = records.published("rmsnorm"), [], []
+
+    def run(experiment, progress):
+        asked.extend(experiment.workloads)
+        here = replace(published.environment, gpu="Tesla T4")
+        rows = [
+            replace(row, shape=(4096, 4096), dtype="float16")
+            for row in published.at("rmsnorm", "forward", (16384, 4096))
+        ]
+        return replace(published, environment=here, rows=tuple(rows))
+
+    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(notebook, "show", lambda *things: shown.extend(things))
+    notebook.measure_here(published, "rmsnorm", "forward", (16384, 4096), ("triton:*", "cuda:*"))
+    assert asked == [Workload("rmsnorm", (4096, 4096), "float16", "forward")]
+    said, table = shown
+    assert said == "On this Tesla T4:" and table.header[0] == "forward 4096x4096"
+    assert "triton:tuned" in [row[0] for row in table.rows]
+
+
+def test_on_a_t4_models_are_in_float16(t4):
+    assert hardware.half_dtype(torch.device("cuda")) == torch.float16
+    with hardware.assume(hardware.ARCHITECTURES["sm_80"]):
+        assert hardware.half_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_on_a_t4_bfloat16_is_refused_by_name(t4, backend):
+    x = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda"), shape=(4, 8))
+    for rung in registry.ladder("rmsnorm", backend):
+        assert rung.refuses(x) == "x is bfloat16, which T4 lacks; expected float16 or float32"

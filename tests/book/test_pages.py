@@ -1,14 +1,18 @@
 """The pages of the course: they exist, clone one address, and hold no measured number that was typed by hand."""
 
 import ast
+import copy
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
+import nbformat
 import pytest
 import yaml
+
+from lab.benchmark import records
 
 pytestmark = pytest.mark.cpu
 
@@ -196,3 +200,77 @@ def test_a_large_file_is_found(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(size))
     assert set(too_large(tmp_path)) == {"large", larger, "lab/models/a/optimizer.safetensors"}
+
+
+# A chapter's frame ----------------------------------------------------------------------------------------------------
+
+
+def lacks(notebook: nbformat.NotebookNode) -> list[str]:
+    """What a chapter that teaches has to have and this one has not: at its beginning a summary, what one needs, how
+    long it takes and a figure, at its end a take-away, exercises and references, and somewhere where it loses."""
+    first = next(i for i, cell in enumerate(notebook.cells) if re.search(r"^## ", cell.source, re.M))
+    opening = "\n".join(cell.source for cell in notebook.cells[: first + 1]).partition("\n## ")[0]
+    opening = re.sub(r"\s+", " ", opening)
+    shown = [out.data for cell in notebook.cells[:first] for out in cell.get("outputs", []) if "data" in out]
+    text = "\n".join([cell.source for cell in notebook.cells] + [d.get("text/markdown", "") for d in map(dict, shown)])
+    headings = re.findall(r"^## (.*)", text, re.M)
+    found = [f"{each!r}" for each in ("What you will see.", "What you need.", "Reading time:") if each not in opening]
+    found += [] if any("<svg" in data.get("text/html", "") for data in shown) else ["a headline figure"]
+    found += [f"a section {each!r}" for each in ("Take-away", "Exercises", "References") if each not in headings]
+    return found + ([] if "Where it loses" in text or "where it loses" in text else ["where it loses"])
+
+
+def test_every_chapter_that_teaches_has_its_frame():
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text())["parts"]
+    teach = [page for part in parts if part["caption"] != "Reference" for page in toc_pages(part)]
+    assert len(teach) >= 9
+    notebooks = {page: nbformat.read(ROOT / f"{page}.ipynb", as_version=4) for page in teach}
+    assert not {page: missing for page, notebook in notebooks.items() if (missing := lacks(notebook))}
+
+
+def test_a_missing_part_of_the_frame_is_found():
+    notebook = nbformat.read(ROOT / "book/notebooks/rmsnorm.ipynb", as_version=4)
+    assert not lacks(notebook)
+    for part, expected in {
+        "What you need.": "'What you need.'",
+        "Reading time:": "'Reading time:'",
+        "## Exercises": "a section 'Exercises'",
+        "here it loses": "where it loses",
+    }.items():
+        without = copy.deepcopy(notebook)
+        for cell in without.cells:
+            cell.source = cell.source.replace(part, "")
+        assert lacks(without) == [expected]
+    figure = next(i for i, cell in enumerate(notebook.cells) if "<svg" in str(cell.get("outputs", "")))
+    del notebook.cells[figure]
+    assert lacks(notebook) == ["a headline figure"]
+
+
+# The GPU that a chapter shows -----------------------------------------------------------------------------------------
+
+
+def unnamed(chapter: str, notebook: nbformat.NotebookNode) -> list[str]:
+    """GPUs of the records that a chapter quotes and that it names nowhere in words (a figure's alternative text is not
+    seen), and records that it asks for by a GPU's name, which another GPU's record could not replace."""
+    quoted = re.findall(r'(?<!resources)(?<!training_runs)\.published\("(\w+)"', chapter)
+    gpus = {records.published(name).environment.gpu for name in quoted}
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = " ".join(str(output.get("data", {}).get("text/markdown", "")) for output in outputs)
+    by_name = re.findall(r'"(NVIDIA \w+\d[^"]*)"(?!:)', chapter)
+    return [f"does not name {gpu}" for gpu in sorted(gpus) if gpu not in shown] + [f"asks for {gpu}" for gpu in by_name]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
+def test_a_chapter_names_the_gpu_that_it_shows(path):
+    notebook = nbformat.read(ROOT / "book/notebooks" / f"{path.stem}.ipynb", as_version=4)
+    assert not unnamed(path.read_text(), notebook)
+
+
+def test_a_gpu_that_is_not_named_is_found():
+    gpu = records.published("rmsnorm").environment.gpu
+    output = nbformat.v4.new_output("display_data", data={"text/markdown": f"On an {gpu}:"})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[output])])
+    assert not unnamed('records.published("rmsnorm")', notebook)
+    assert unnamed(f'records.published("rmsnorm", "{gpu}")', notebook) == [f"asks for {gpu}"]
+    assert unnamed('records.published("rmsnorm")', nbformat.v4.new_notebook()) == [f"does not name {gpu}"]
+    assert not unnamed('resources.published("nothing")', notebook)

@@ -1,13 +1,17 @@
 """The wheel: everything in lab/ is in it, and it works away from the checkout."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import lab
 
 pytestmark = pytest.mark.cpu
 
@@ -64,3 +68,20 @@ assert cli.main(["generate", "--prompt", "The ", "--max-new-tokens", "5"]) == 0
     ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, text=True, capture_output=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.splitlines()[0] == str(site / "lab")
+
+
+def released(changelog: str) -> tuple[str, str]:
+    """Version and date of the newest entry."""
+    return re.findall(r"^## (\S+) \((.*)\)$", changelog, re.M)[0]
+
+
+def test_package_project_and_changelog_are_of_one_version():
+    version, date = released((ROOT / "CHANGELOG.md").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert version == lab.__version__ == project["version"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", date)
+
+
+def test_the_newest_entry_is_the_one_that_counts():
+    older = "## 0.1.0 (2026-01-01)\n\n- B\n"
+    assert released(f"# Changelog\n\n## 0.2.0 (unreleased)\n\n- A\n\n{older}") == ("0.2.0", "unreleased")

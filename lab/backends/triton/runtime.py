@@ -1,13 +1,12 @@
 """What every Triton launcher asks: can it run here, and which dtype to accumulate in."""
 
-import os
-
 import torch
+import triton
 import triton.language as tl
 
 from lab.backends.hardware import gpu_of
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+INTERPRETED = triton.knobs.runtime.interpret  # as Triton reads TRITON_INTERPRET: "1", "true", "on" and the like
 
 
 def unavailable(device: torch.device) -> str | None:
