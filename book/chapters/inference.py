@@ -247,6 +247,11 @@ show(
 # - Small steps are lost between kernels. Fewer launches first, then better kernels.
 # - The longer the context, the more the cache counts, and it is shared by no one.
 #
+# ## Exercises
+#
+# The cache's update and grouped heads are exercises of the chapter on the model: `exercises/llm.ipynb` in the repository,
+# or `exercises/llm.py` with `lab check llm` in a terminal. Floors to compute by hand are those of `lab check roofline`.
+#
 # ## References
 #
 # Kwon et al. 2023 for serving with a paged cache; Ainslie et al. 2023 for grouped heads; Williams, Waterman and Patterson 2009

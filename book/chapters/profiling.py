@@ -134,7 +134,7 @@ def ms(us):
 
 
 (d_host, d_graph), (p_host, p_graph) = times(decode), times(prefill)
-assert p_host / d_host < 1.3 < p_graph / d_graph and d_host > 3 * d_graph and p_host > 2 * p_graph
+assert p_host / d_host < 1.3 < p_graph / d_graph and d_host > 3 * d_graph and p_host > 1.2 * p_graph
 show(
     f"**Outcome.** By the host's clock {ms(d_host)} and {ms(p_host)}: the prefill has {prefill.cost.flops / decode.cost.flops:.0f} times "
     f"the FLOPs and takes {p_host / d_host:.2f} times as long. The GPU alone needs {ms(d_graph)} and {ms(p_graph)}. So both steps wait "
@@ -243,17 +243,17 @@ show(Table(header, rows, best=frozenset(predicted)))
 ratios = {workload: times(workload)[0] / max(counts[workload] * price, times(workload)[1]) for workload in counts if workload != decode}
 worst = max(ratios, key=ratios.get)
 near = {workload for workload, ratio in ratios.items() if 3 / 4 < ratio < 4 / 3}
-assert near >= set(MODEL_TASKS) - {decode} and min(ratios.values()) > 0.9
+assert near >= set(MODEL_TASKS) - {decode} and ratios[worst] > 1
 show(
     f"**Outcome.** Of {len(ratios)} predictions {len(near)} are within a third of what was measured, those of whole models among "
     f"them. The worst is for '{name(worst)}', which took {ratios[worst]:.2f} times as long."
 )
 
 # %% [markdown]
-# Where it is off, it predicts too little, and that has two reasons. A pass that waits for launches in one half and for
-# kernels in the other takes longer than the longer of the two sums; this is the place where both sums are alike. And a
-# price is an average: what writes into a cache, or prepares attention, takes more of the CPU's time than a product
-# does. The formula says what a step is bound by; how long it takes to the microsecond it does not say.
+# Where it is off there are two reasons. A pass that waits for launches in one half and for kernels in the other takes
+# longer than the longer of the two sums; this is the place where both sums are alike. And a price is an average: what
+# writes into a cache, or prepares attention, takes more of the CPU's time than a norm does. The formula says what a
+# step is bound by; how long it takes to the microsecond it does not say.
 #
 # <details><summary>Question: torch.compile makes the launch-bound steps faster. Through better kernels?</summary>
 #
@@ -558,10 +558,11 @@ def outcome():
     show(Table(["GPU alone", "eager us", "compiled us", "by the host's clock", "compiled MB"], rows, long_names=True))
     gains = [f"{graph(each, 'torch compiled', earlier) / graph(each, 'torch compiled', record):.2f}" for each in tasks]
     hosts = [f"{times(each, 'torch compiled', earlier)[0] / times(each, 'torch compiled')[0]:.2f}" for each in tasks]
-    faster = [each for each in tasks if graph(each, "torch compiled", record) < graph(each, "torch eager", record)]
+    faster = all(graph(each, "torch compiled", record) < graph(each, "torch eager", record) for each in tasks)
     show(
-        f"**Outcome.** The compiled graphs are {gains[0]} and {gains[1]} times as fast as they were; {len(faster)} of the {len(tasks)} are "
-        f"faster than the eager ones. By the host's clock the change brought {hosts[0]} and {hosts[1]}."
+        f"**Outcome.** The compiled graphs are {gains[0]} and {gains[1]} times as fast as they were, and {'' if faster else 'not both '}"
+        f"faster than the eager ones. By the host's clock the compiled steps are {hosts[0]} and {hosts[1]} times as fast; but these are "
+        "two runs, each on a host of its own, so the GPU's time is the one to compare."
     )
 
 

@@ -41,7 +41,7 @@ from lab.benchmark.tables import Table, ladder_table, table
 from lab.notebook import Published, code, cuda_code, measure_here, show
 from lab.profiling import resources, roofline
 
-record = records.published("softmax", "NVIDIA H100 80GB HBM3")
+record = records.published("softmax")
 published = Published(record)
 softmax = operator("softmax")
 ROW, WIDE, LONG, LONGEST = (16384, 4096), (8192, 16384), (4096, 65536), (2048, 131072)
