@@ -232,13 +232,12 @@ for name, bits in (("bfloat16", 7), ("TF32", 10), ("float32", 23)):
 # here is bfloat16.
 #
 # **Random numbers, not zeros.** A unit that multiplies takes power whenever a bit in it flips, and zeros flip few. On
-# zeros the same kernel, doing the same instructions, takes less power, and the clock need not fall. This is from the
-# record of the course's timing traps:
+# zeros the same kernel, doing the same instructions, takes less power, and the clock need not fall.
 
 # %% tags=["remove-input"]
 timing = records.published("timing")
 trap = next(trap for trap in timing.traps if trap.name == "zeros")
-show(trap_table(trap))
+show(f"From the record of the course's timing traps, on an {timing.environment.gpu}:", trap_table(trap))
 
 # %% tags=["remove-input"]
 zero, random = trap.ways

@@ -381,7 +381,7 @@ lost = [
 far_off = [float(percent(label, shape=ROUTER).rstrip("%")) for label in ("triton:tiled", "torch eager", "liger", "quack")]
 assert max(far_off) < 0.9 * float(percent("cuda:cluster", shape=ROUTER).rstrip("%"))
 show(
-    "**Where it loses.** Where the best of ours takes over 1% longer than the best of the others:\n\n"
+    "**Where it loses.** Where the best of the others is ahead of the best of ours by more than a hundredth:\n\n"
     + ("\n".join(lost) or "- None.")
     + "\n\nAnd two kinds of row for which a whole backend is no good:\n\n"
     "- Of 8 columns: everybody but torch.compile and our CUDA rungs is far off. Triton's tile of rows reaches "

@@ -121,7 +121,7 @@ show(
 # ## What is still in the cache
 #
 # A benchmark calls the same kernel on the same tensors, again and again. **Prediction:** a copy of 8 MiB touches 16,
-# and the [L2 cache](../glossary.md#l2-cache) of an H100 or H200 holds 50. From the second call on it finds its input there, and
+# and the [L2 cache](../glossary.md#l2-cache) of an H100 holds 50. From the second call on it finds its input there, and
 # need not wait for device memory. A copy of 1 GiB starts anew when its end is all that is left in L2: no difference.
 
 # %% tags=["remove-input"]
@@ -154,7 +154,7 @@ show(
 # much can it be?** No more than L2 holds, and no more than the kernel reads:
 
 # %%
-L2_BYTES = 50 * 2**20  # of an H100 or H200
+L2_BYTES = 50 * 2**20  # of an H100
 linear = operator("linear")
 decode = linear.shapes["llama3-8b-up-decode"]
 reading = {

@@ -250,8 +250,10 @@ for whole, apart in again.items():
     print(f"{whole}: the same kernels, timed twice, differ by {' and '.join(f'{100 * each:.2f}%' for each in apart)}")
 
 # %% [markdown]
-# Below that, and below half of one percent in any case, a difference counts as noise here: for the norm's layer by its
-# own pairs; for whatever is longer by the MLP's, of a training step also by the confidence intervals of its medians.
+# For one kernel twice that can be much. A graph's time is taken of one candidate after another, not in turns, and a
+# matrix product runs as fast as power and clock allow just then (*How to time a kernel*). Below it, and below half of
+# one percent in any case, a difference counts as noise here: for the norm's layer by its own pairs; for whatever is
+# longer by the MLP's, of a training step also by the confidence intervals of its medians.
 
 # %%
 NOISE = {whole: max([0.005, *again.get("norm" if whole == "norm" else "MLP", [])]) for whole in WHOLES}
