@@ -189,7 +189,8 @@ def _draw_roofs(axes: Axes, ceilings: Ceilings, left: float, right: float, least
     axes.loglog(
         [left, rate * 1e3 / bandwidth, right], [left * bandwidth / 1e3, rate, rate], color=ROOF, zorder=1, linewidth=2
     )
-    axes.text(left * 1.2, rate / 4, f"memory: {bandwidth:.0f} GB/s", fontsize=12)
+    steep = left * 12 * bandwidth / 1e3 > rate / 5  # a decade on, which the name is wide, the roof would go through it
+    axes.text(left * 1.2, rate * above if steep else rate / 4, f"memory: {bandwidth:.0f} GB/s", fontsize=12)
     axes.text(right, rate * above, f"compute: {rate:.0f} TFLOP/s", fontsize=12, ha="right")
     axes.set_xlim(left, right)
     axes.set_ylim(min(least, left * bandwidth / 1e3) / 2, rate * 3)
