@@ -67,12 +67,20 @@ def ids(seed):
 
 @on_cpu
 def test_time_goes_to_the_pass_that_takes_it(slow, ids):
-    model = LLM(TINY).use(slow)
-    found = profiler.profile(model, training(model, ids))
-    us = {(row.operator, row.direction): row.us for row in found.rows}
-    assert found.rows[0].us == us["swiglu", "forward"] and 0.4e6 < us["swiglu", "forward"] < 0.6e6  # two layers
-    assert found.rows[1].us == us["attention", "backward"] and 0.2e6 < us["attention", "backward"] < 0.4e6
-    assert us["swiglu", "backward"] < 0.1e6 and us["attention", "forward"] < 0.1e6
+    """Held against the sleeps, and the clock: on a busy machine all else may take any time."""
+    model, seconds = LLM(TINY).use(slow), []
+    step = training(model, ids)
+
+    def timed():
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+
+    found = profiler.profile(model, timed, steps=3)
+    first, second = found.rows[:2]
+    assert (first.operator, first.direction) == ("swiglu", "forward") and first.us >= 0.4e6  # two layers
+    assert (second.operator, second.direction) == ("attention", "backward") and second.us >= 0.2e6
+    assert found.us <= sum(seconds[-3:]) / 3 * 1e6  # no time is given to two
     assert {row.backend for row in found.rows} == {"slow", ""}
 
 
