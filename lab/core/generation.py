@@ -24,7 +24,7 @@ class Sampling:
     top_p: only from the fewest whose probabilities reach p together (nucleus sampling, Holtzman et al. 2020,
     https://arxiv.org/abs/1904.09751). seed: of the random numbers.
 
-    Raises ValueError, naming the field, for a value out of range.
+    Raises ValueError, naming the field, for a value out of range, and for a choice to draw from where nothing is drawn.
     """
 
     temperature: float = 0.0
@@ -39,6 +39,8 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; expected at least 1")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected a number above 0, up to 1")
+        if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
+            raise ValueError("temperature is 0, which draws nothing; expected one above 0 with top_k or top_p")
 
     def pick(self, logits: Tensor, generator: torch.Generator, backend: str) -> Tensor:
         """One token for each sequence, (B,), out of logits (B, V); softmax runs on `backend`."""
