@@ -15,6 +15,7 @@ from rules import (
     check_non_finite,
     expected_calls,
     is_row_wise,
+    outputs_of,
     passes,
     random_grads,
     reference,
@@ -215,6 +216,28 @@ def test_gradients_of_leaves_are_their_own(implementation, seed):
     torch.autograd.backward(outputs, grads if isinstance(outputs, tuple) else grads[0])
     memory = [leaf.grad.untyped_storage().data_ptr() for leaf in tensors if leaf.requires_grad]
     assert len(set(memory)) == len(memory)
+
+
+@every
+def test_without_a_gradient_the_result_is_the_same(implementation, seed):
+    """It is called another way then, and on the same kernels."""
+    operator = registry.operator(implementation.operator)
+    shape = (3, 64) if is_row_wise(operator) else operator.trial_shapes[1]
+    tensors, _ = inputs(implementation, shape, torch.float32, seed)
+    function = bound_to(implementation)
+    with lab.trace() as plain:
+        expected = outputs_of(function(*tensors))
+    leaves = [tensor.detach().requires_grad_() if varies(operator, name, tensor) else tensor
+              for name, tensor in zip(operator.tensors, tensors)]  # fmt: skip
+    with lab.trace() as differentiable:
+        outputs = outputs_of(function(*leaves))
+    with torch.no_grad(), lab.trace() as without:
+        again = outputs_of(function(*leaves))
+    assert plain == differentiable == without and len(plain) == 1
+    assert all(output.requires_grad for output in outputs)
+    for output, same, want in zip(outputs, again, expected, strict=True):
+        assert not same.requires_grad and not want.requires_grad
+        assert torch.equal(output, want) and torch.equal(same, want)
 
 
 @pytest.mark.parametrize("implementation", [rung for rung in HERE if not row_wise(rung)], ids=named)
