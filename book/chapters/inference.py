@@ -72,7 +72,8 @@ show(
 for workload in (prefill, decode):
     cost, whole = workload.cost, workload.cost.bytes
     rows = [[term, f"{moved / 1e6:.1f}", f"{100 * moved / whole:.1f}"] for term, moved in cost.byte_terms.items() if moved]
-    what = f"{workload.phase}: {workload.batch} texts, {workload.new} new tokens each after {workload.context}"
+    texts, tokens = f"text{'s' * (workload.batch > 1)}", f"new token{'s' * (workload.new > 1)}"
+    what = f"{workload.phase}: {workload.batch} {texts}, {workload.new} {tokens} each after {workload.context}"
     show(Table([what, "MB", "%"], rows), Table(["GFLOP", "FLOPs a byte"], [[f"{cost.flops / 1e9:.1f}", f"{cost.intensity:.1f}"]]))
 
 # %% tags=["remove-input"]
