@@ -350,19 +350,19 @@ def measured_so(gain: float, around: float = 1.0, fails: str = "") -> Record:
     [
         (
             {"gain": 1.2},
-            ["torch.compile wins 0. A swap wins 10: norms in the norm; products in the MLP",
+            ["torch.compile wins 0. A swap wins 10: norms in the norm's layer; products in the MLP",
              "No swap has made a whole slower", "shows no lost fusion", "candidate with kernels of ours wins: norm"],
         ),
         (
             {"gain": 0.8},
-            ["torch.compile wins 12 (slower kernel: 12). A swap wins none", "eager mode: norms in the norm",
+            ["torch.compile wins 12 (slower kernel: 12). A swap wins none", "eager mode: norms in the norm's layer",
              "no kernel of ours, wins: norm, MLP, block and model. No difference but noise: training step"],
         ),
         (
             {"gain": 1.2, "around": 1.3},
             ["lost around the kernel: 13", "only then: block, model and training step. That is what a lost fusion"],
         ),
-        ({"gain": 1.2, "fails": "linear"}, ["torch.compile wins 0. A swap wins 2: norms in the norm"]),
+        ({"gain": 1.2, "fails": "linear"}, ["torch.compile wins 0. A swap wins 2: norms in the norm's layer"]),
         ({"gain": 1.2, "fails": "add_rmsnorm"}, ["torch.compile wins 0. A swap wins 5: products in the MLP"]),
     ],
     ids=["faster", "slower", "in the way", "no products", "no norms"],

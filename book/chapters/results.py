@@ -35,8 +35,8 @@ trained = [training_runs.read_record(path) for _, path in report.training_record
 # %% [markdown]
 # ## Where they come from
 #
-# A record is one run on one machine: ceilings, times, and what it ran on. *Recorded with changes* would mean that the
-# code was not the commit's.
+# A record is one run on one machine: ceilings, times, and what it ran on. *With changes*: some file in the folder was not the
+# commit's.
 
 # %% tags=["remove-input"]
 rows = []

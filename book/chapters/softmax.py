@@ -393,9 +393,10 @@ show(
 # **What was tried and lost.** At 16384x4096: Liger's kernel, with its hints to the caches, with each of them alone and
 # with neither, with four, eight and sixteen warps; a warp to a row, which needs no barrier; two and four rows to a program;
 # programs that stay and load the next row before they store this one; the copy engine, which brings the row to shared
-# memory, once and in a ring. Liger's and ours, at four and eight warps, differ by no more than two measurements of the
-# same kernel do; all others are slower, those with shared memory by far. A plain copy of these tensors is hardly faster:
-# most of what is missing is the price of starting and ending, the same for all.
+# memory, once and in a ring. None was ahead of ours by as much as a hundredth: one warp count more or less, or a hint,
+# changes next to nothing, Liger's kernel is slightly behind, and those through shared memory are by far. A plain copy of
+# these tensors is a little faster, and short of the ceiling too: most of what is missing here is the price of starting
+# and ending, the same for all.
 #
 # On long rows: sixteen blocks to a cluster, the copy engine again, less than 96 KiB of loads to a multiprocessor, and to
 # keep the exponentials in registers instead of computing them twice; those registers cost more blocks than they saved

@@ -25,6 +25,7 @@ if "google.colab" in sys.modules:
     sys.path.insert(0, "/content/llm-kernel-lab")
 
 # %% tags=["hide-input"]
+import itertools
 import math
 import os
 import subprocess
@@ -598,36 +599,44 @@ for index, step in enumerate(found.seeds[0].evaluated):
 show(Table(["after step", "torch, least", "torch, greatest", "torch, mean", *(f"{name}, mean" for name in found.backends)], rows))
 
 # %% tags=["remove-input"]
-apart, off = found.seeds_apart(), {name: found.off_twins(name) for name in found.backends}
+def apart(pairs, index):
+    """How far two runs are apart after an evaluation, in the mean over the pairs."""
+    return sum(abs(one.validation_losses[index] - other.validation_losses[index]) for one, other in pairs) / len(pairs)
 
 
-def middle_one(values):
-    return values[len(values) // 2]
-
-
-assert all(values[-1] < middle_one(apart) for values in off.values())  # or the verdict is another
-assert not any(map(found.outside, found.backends))
+runs = [each for runs in found.backends.values() for each in runs]
+twins, seeds = [(each, found.twin(each)) for each in runs], list(itertools.combinations(found.seeds, 2))
+least, *_, greatest = sorted(seed.validation_losses[-1] for seed in found.seeds)
+out = sum(not least <= each.validation_losses[-1] <= greatest for each in runs)
+assert not any(map(found.outside, found.backends)) and out <= len(runs) / 2  # or the verdict is another
 show(
-    "**Outcome.** Over its five seeds each backend's mean lies inside the spread of PyTorch's five, at every evaluation. A run is "
-    + ", ".join(f"on {name} at most {values[-1]:.3f} nats off its twin ({middle_one(values):.3f} in the middle)" for name, values in off.items())
-    + f"; two seeds on PyTorch are {apart[0]:.3f} to {apart[-1]:.3f} apart ({middle_one(apart):.3f} in the middle). Choosing a "
-    "backend changes a run less than choosing a seed."
+    "**Outcome.** Over its five seeds each backend's mean lies inside the spread of PyTorch's five, at every evaluation. Of the "
+    f"{len(runs)} single runs {out} end outside of it."
 )
 
+# %% [markdown]
+# <details><summary>Question: single runs outside of the spread. Is a backend wrong?</summary>
+#
+# Draw six numbers from the same distribution. The sixth is the least or the greatest of them two times in six. So a third
+# of all honest runs ends outside of what five others span, PyTorch's own included. It is the mean that would tell.
+#
+# </details>
+#
+# And how far is a run from its twin, beside two seeds from each other?
+
+# %%
+rows, parts = [], []
+for index, step in enumerate(found.seeds[0].evaluated):
+    parts.append(apart(twins, index) / apart(seeds, index))
+    rows.append([str(step), f"{apart(twins, index):.4f}", f"{apart(seeds, index):.4f}", f"{100 * parts[-1]:.0f}"])
+show(Table(["after step", "from its twin, nats", "two seeds, nats", "%"], rows))
+
 # %% tags=["remove-input"]
-pairs = [(each, found.twin(each)) for runs in found.backends.values() for each in runs]
-distances = [sum(abs(each.validation_losses[index] - twin.validation_losses[index]) for each, twin in pairs) / len(pairs)
-             for index in range(len(found.seeds[0].evaluated))]
-steps = found.seeds[0].evaluated
-if distances[-1] < distances[0]:
-    show(
-        f"In one thing the prediction was wrong: the distance does not grow. After {steps[0]} steps a run is {distances[0]:.4f} off its "
-        f"twin in the mean, after {steps[-1]} only {distances[-1]:.4f}. The weights may drift apart all the same. But a difference of "
-        "weights shows in the loss where the loss falls steeply, since there a run that is a step ahead is a good deal better; "
-        "where it flattens, all are about equally good."
-    )
-else:
-    show(f"As predicted the distance grows: from {distances[0]:.4f} in the mean after {steps[0]} steps to {distances[-1]:.4f} after {steps[-1]}.")
+assert parts[0] < 0.5 and parts[0] < parts[-1] < 1.2
+show(
+    f"**Outcome.** As predicted: at first {100 * parts[0]:.0f}% of the distance between two seeds, at the end {100 * parts[-1]:.0f}%. By then a run on "
+    "another backend is nearly as different from its twin as one with another seed would be: rounding is enough to become another run."
+)
 
 # %% [markdown]
 # A wrong gradient may look different: it pushes the same way at every step, and the loss leaves the band for good, upwards. Or it

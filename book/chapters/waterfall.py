@@ -299,7 +299,8 @@ show(outcome(compiled=False))
 def by_swap(pairs):
     """Names of wholes, for each swap: "norms in the block and model; products in the MLP"."""
     found = {name: [whole for one, whole in pairs if one == name] for name, _ in pairs}
-    return "; ".join(f"{WITH[name]} in the {listed(wholes)}" for name, wholes in found.items())
+    said = {name: listed(["norm's layer" if whole == "norm" else whole for whole in wholes]) for name, wholes in found.items()}
+    return "; ".join(f"{WITH[name]} in the {wholes}" for name, wholes in said.items())
 
 
 slower = [(name, called(step)) for name, backend in SWAPS.items() for step in steps(record, backend, False)
