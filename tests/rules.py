@@ -97,8 +97,10 @@ def random_grads(operator: Operator, tensors, seed: int) -> tuple[Tensor, ...]:
 
 
 def check_error(implementation: Implementation, tensors, grads) -> None:
-    """|ours - float64| <= (2 e + 4 u) T for every element: u the dtype's unit roundoff, T the sum of the absolute
-    values of the element's terms, e PyTorch's own largest error in the same dtype, in units of T.
+    """|ours - float64| <= (2 e + c u) T for every element: u the dtype's unit roundoff, T the sum of the absolute
+    values of the element's terms, e PyTorch's own largest error in the same dtype, in units of T; c is 4, and 8 in
+    float32, in which sums are kept too: of 65536 plain sums of 1000 numbers the worst is off by 4 to 5 u T, whatever
+    the kernel.
 
     e is a maximum over the tensor, not the same element's: an element on which PyTorch is exact by luck says nothing.
     """
@@ -111,7 +113,7 @@ def check_error(implementation: Implementation, tensors, grads) -> None:
     for name, value in expected.items():
         scale = terms[name] + tiny
         torchs = ((theirs[name].double() - value).abs() / scale).max() if value.numel() else 0
-        bound = (2 * torchs + 4 * unit) * scale + tiny
+        bound = (2 * torchs + (4 if dtype.itemsize == 2 else 8) * unit) * scale + tiny
         error = (ours[name].double() - value).abs()
         fine = error <= bound
         if not bool(fine.all()):  # NaN compares false, so it is never fine
