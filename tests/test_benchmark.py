@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,11 +97,42 @@ def test_measure_stops(spread, arguments, count):
     assert result["a"].count == count
 
 
+def test_graphs_are_replayed_in_turns(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            log.append("event")
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, end):
+            return 0.5  # milliseconds
+
+    def captured(fn, calls):
+        if fn is None:
+            raise RuntimeError("synchronizes")
+        return SimpleNamespace(replay=lambda: log.append(fn))
+
+    monkeypatch.setattr(timing, "require_gpu", lambda: None)
+    monkeypatch.setattr(timing, "_captured", captured)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    times = timing.graph_times({"a": ("a", 10), "refuses": (None, 10), "b": ("b", 5)}, replays=2)
+    assert log == ["a", "event", "a", "event", "b", "event", "b", "event"] * 2
+    assert (times["a"].us, times["b"].us) == (50.0, 100.0)
+    assert times["refuses"] == (None, "cannot be captured: RuntimeError: synchronizes")
+
+
 def test_timing_refuses_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for refused in (
         lambda: timing.measure({"a": lambda: None}),
-        lambda: timing.graph_time(lambda: None),
+        lambda: timing.graph_times({"a": (lambda: None, 1)}),
         lambda: timing.launch_overhead(lambda: None),
         lambda: timing.peak_memory_delta(lambda: None),
         experiments.gpu_instruments,
@@ -217,10 +249,14 @@ def fake_backend(monkeypatch):
     registry.register_backend("fake", {"rmsnorm": rungs})
 
 
+def graphs(result):
+    return lambda candidates: dict.fromkeys(candidates, result)
+
+
 def instruments(sample=lambda fn: fn() and 5000.0):
     return Instruments(
         torch.device("cpu"), ENVIRONMENT, CEILINGS, sample, latency=sample,
-        graph_time=lambda fn, calls=1: timing.GraphTime(None, "faked"), launch_overhead=lambda fn: 7.0,
+        graph_times=graphs(timing.GraphTime(None, "faked")), launch_overhead=lambda fn: 7.0,
         peak_memory=lambda fn: 1024, synchronize=lambda: None,
     )  # fmt: skip
 
@@ -331,7 +367,7 @@ def test_on_a_gpu_the_cache_is_cold_and_the_launch_hidden():
     x = torch.zeros(1 << 20, device="cuda")  # 4 MB, which every L2 holds
     y = torch.empty_like(x)
     cold = timing.measure({"copy": lambda: y.copy_(x)})["copy"].median_us
-    warm = timing.graph_time(lambda: y.copy_(x)).us
+    warm = timing.graph_times({"copy": (lambda: y.copy_(x), 20)})["copy"].us
     assert warm is not None and cold > warm
     slow_launch = timing.measure({"copy": lambda: time.sleep(500e-6) or y.copy_(x)})["copy"].median_us
     assert slow_launch < 100

@@ -297,7 +297,9 @@ def instruments(latency=None, **changes) -> Instruments:
 
     return Instruments(
         DEVICE, ENVIRONMENT, CEILINGS, never, latency or Clock(),
-        graph_time=lambda fn, calls: timing.GraphTime(None, f"faked for {calls}"),
+        graph_times=lambda candidates: {
+            name: timing.GraphTime(None, f"faked for {calls}") for name, (_, calls) in candidates.items()
+        },
         launch_overhead=never, peak_memory=lambda fn: fn() and 3 << 20, synchronize=lambda: None, **changes,
     )  # fmt: skip
 
@@ -450,8 +452,11 @@ def test_operators_and_models_go_into_one_record(fakes):
     raw = OPERATORS | CONFIG | {"operators": operators, "implementations": ["torch"], "backends": ["torch"]}
     raw |= {"compile": [False]}
     both = replace(instruments(), sample=lambda fn: fn() and 4000.0)
-    record = experiments.run(config.parse("fake", raw | {"peers": []}), replace(both, launch_overhead=lambda fn: 7.0,
-        graph_time=lambda fn, calls=1: timing.GraphTime(1.0, None)), progress=False)  # fmt: skip
+    both = replace(
+        both, launch_overhead=lambda fn: 7.0,
+        graph_times=lambda candidates: dict.fromkeys(candidates, timing.GraphTime(1.0, None)),
+    )  # fmt: skip
+    record = experiments.run(config.parse("fake", raw | {"peers": []}), both, progress=False)
     assert len(record.rows) == 1 and len(record.models) == 3 and "Ours are timed" in record.method
     assert model_runs.METHOD in record.method and record.rows[0].timing.median_us == 4000.0
 

@@ -220,7 +220,7 @@ def test_gradients_of_leaves_are_their_own(implementation, seed):
 
 @every
 def test_without_a_gradient_the_result_is_the_same(implementation, seed):
-    """And comes from the same kernel."""
+    """It is called another way then, and on the same kernels."""
     operator = registry.operator(implementation.operator)
     shape = (3, 64) if is_row_wise(operator) else operator.trial_shapes[1]
     tensors, _ = inputs(implementation, shape, torch.float32, seed)

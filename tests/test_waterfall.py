@@ -278,7 +278,7 @@ def test_a_small_one_runs_from_end_to_end(tmp_path, monkeypatch):
     }  # fmt: skip
     tools = replace(
         instruments(), sample=lambda fn: fn() and 4000.0, launch_overhead=lambda fn: 7.0,
-        graph_time=lambda fn, calls=1: timing.GraphTime(20000.0, None),
+        graph_times=lambda candidates: dict.fromkeys(candidates, timing.GraphTime(20000.0, None)),
     )  # fmt: skip
     record = experiments.run(config.parse("small", raw), tools, progress=False)
     assert {(row.backend, row.workload.part) for row in record.models if row.error} == {(NORMS, "mlp")}

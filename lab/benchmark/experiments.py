@@ -141,7 +141,12 @@ def _run_workload(workload: Workload, experiment: Experiment, instruments: Instr
             max_count=experiment.max_samples,
             cap_s=instruments.cap_s,
         )
-        finished |= {label: _finish(each, workload, times[label], instruments) for label, each in ready.items()}
+        short = {label: (each.call, timing.GRAPH_CALLS) for label, each in ready.items() if _in_a_graph(each.row)}
+        graphs = instruments.graph_times(short) if short else {}
+        finished |= {
+            label: _finish(each, workload, times[label], graphs.get(label), instruments)
+            for label, each in ready.items()
+        }
     except torch.cuda.OutOfMemoryError as error:
         finished |= {label: replace(each.row, error=timing.first_line(error)) for label, each in ready.items()}
     return [finished[row.label] for row in everyone]
@@ -173,21 +178,28 @@ def _prepare(
         ready[row.label] = _Ready(replace(row, compile_s=compile_s, peak_memory=memory), call, implementation)
 
 
-def _finish(candidate: _Ready, workload: Workload, times: timing.Timing, instruments: Instruments) -> Row:
+def _in_a_graph(row: Row) -> bool:
+    return row.floor_us < SHORT_US and row.direction == "forward"
+
+
+def _finish(
+    candidate: _Ready,
+    workload: Workload,
+    times: timing.Timing,
+    graph: timing.GraphTime | None,
+    instruments: Instruments,
+) -> Row:
     row, rung = candidate.row, candidate.implementation
     try:
         timing.check_possible(times, row.floor_us)
     except timing.ImpossibleTiming as impossible:
         return replace(row, error=timing.first_line(impossible))
-    notes, graph_us, launch_us = [], None, None
+    notes, launch_us = [], None
     if row.floor_us >= SHORT_US:
         notes.append(f"graph and launch are not measured where the floor is above {SHORT_US:g} us")
     else:
         launch_us = instruments.launch_overhead(candidate.call)
-        if row.direction == "forward":
-            graph_us, reason = instruments.graph_time(candidate.call)
-        else:
-            reason = "autograd runs where the forward pass ran, outside of the capture"
+        reason = graph.reason if graph else "autograd runs where the forward pass ran, outside of the capture"
         notes += [f"graph: {reason}"] if reason else []
     gpu = instruments.environment.launchers_gpu
     return replace(
@@ -195,7 +207,7 @@ def _finish(candidate: _Ready, workload: Workload, times: timing.Timing, instrum
         fingerprint=fingerprint(rung, workload, gpu) if rung else None,
         launches=described_launches(rung, workload, gpu) if rung else (),
         timing=times,
-        graph_us=graph_us,
+        graph_us=graph.us if graph else None,
         launch_us=launch_us,
         gbps=row.bytes / times.median_us / 1e3,
         tflops=row.flops / times.median_us / 1e6,

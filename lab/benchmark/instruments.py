@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ class Instruments:
     ceilings: Ceilings
     sample: Callable[[timing.Call], float]
     latency: Callable[[timing.Call], float]
-    graph_time: Callable[..., timing.GraphTime] = timing.graph_time
+    graph_times: Callable[[Mapping[str, tuple[timing.Call, int]]], dict[str, timing.GraphTime]] = timing.graph_times
     launch_overhead: Callable[[timing.Call], float] = timing.launch_overhead
     peak_memory: Callable[[timing.Call], int] = timing.peak_memory_delta
     synchronize: Callable[[], None] = torch.cuda.synchronize

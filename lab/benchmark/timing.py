@@ -23,6 +23,7 @@ Call = Callable[[], object]
 FLOOR_TOLERANCE = 0.9
 
 MOST_CLEARS = 16
+GRAPH_CALLS = 20  # to a CUDA graph, at most
 
 
 class CannotTime(RuntimeError):
@@ -211,35 +212,46 @@ class GraphTime(NamedTuple):
     reason: str | None
 
 
-def graph_time(fn: Call, calls: int = 20, replays: int = 30) -> GraphTime:
-    """Time of a call inside a CUDA graph of `calls` calls, with a warm cache: median over `replays`.
+def graph_times(candidates: Mapping[str, tuple[Call, int]], replays: int = 30) -> dict[str, GraphTime]:
+    """Time of a call inside a CUDA graph, with a warm cache, of every candidate, {name: (call, calls to a graph)}: the
+    median over `replays`, which the candidates take in turns, so that a drift of the clock meets them all alike.
 
     Without the launches between the kernels, so this is what to look at when a kernel is shorter than its launch.
     """
     require_gpu()
+    found: dict[str, GraphTime] = {}
+    graphs: dict[str, torch.cuda.CUDAGraph] = {}
+    for name, (fn, calls) in candidates.items():
+        try:
+            graphs[name] = _captured(fn, calls)
+        except Exception as error:  # each library has its own way of refusing capture
+            torch.cuda.synchronize()  # but a broken context raises here
+            found[name] = GraphTime(None, f"cannot be captured: {first_line(error)}")
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(replays):
+        for name, graph in graphs.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            graph.replay()  # what the one before left in the cache makes room
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end) * 1e3 / candidates[name][1])
+    return found | {name: GraphTime(statistics.median(each), None) for name, each in times.items()}
+
+
+def _captured(fn: Call, calls: int) -> torch.cuda.CUDAGraph:
     here, side = torch.cuda.current_stream(), torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
     side.wait_stream(here)
-    try:
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                fn()
-        here.wait_stream(side)
-        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-            for _ in range(calls):
-                fn()
-    except Exception as error:  # each library has its own way of refusing capture
-        torch.cuda.synchronize()  # but a broken context raises here
-        return GraphTime(None, f"cannot be captured: {first_line(error)}")
-    times = []
-    for _ in range(replays):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / calls)
-    return GraphTime(statistics.median(times), None)
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            fn()
+    here.wait_stream(side)
+    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+        for _ in range(calls):
+            fn()
+    return graph
 
 
 def launch_overhead(fn: Call, calls: int = 100) -> float:

@@ -62,7 +62,7 @@ class AddRMSNorm(Operator):
         return rows_of(x), rows_of(residual), weight.contiguous()
 
     def restore(self, outputs, x, residual, weight):
-        return tuple(output.view(x.shape) for output in outputs)
+        return tuple(output.view_as(x) for output in outputs)
 
     def like_forward(self, x, residual, weight, eps):
         y = torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -1,8 +1,8 @@
 """The one place where an implementation becomes a differentiable function.
 
-PyTorch's own function stays as it is. Two pure passes go through a `torch.autograd.Function` in eager mode: the
-cheapest call that PyTorch offers. Under torch.compile they are custom operators (`torch.library`), which the compiler
-keeps whole; their fakes tell it the shapes.
+PyTorch's own function stays as it is. Two pure passes go through a `torch.autograd.Function` in eager mode, the
+cheapest differentiable call that PyTorch offers, and past it where no gradient is asked for. Under torch.compile they
+are custom operators (`torch.library`), which the compiler keeps whole; their fakes tell it the shapes.
 """
 
 from __future__ import annotations
@@ -87,7 +87,15 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
             return *gradients, *(None for _ in ctx.parameters)
 
     Function.__name__ = Function.__qualname__ = operator.name
-    return Function.apply
+
+    def function(*args):
+        tensors, parameters = args[:n_tensors], args[n_tensors:]
+        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+            return Function.apply(*args)
+        results = forward(*operator.canonical(*tensors), *parameters)  # no gradient is asked for: a cheaper call
+        return operator.restore(results[:n_outputs], *tensors)
+
+    return function
 
 
 _number = count()

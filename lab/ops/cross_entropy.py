@@ -82,7 +82,7 @@ class CrossEntropy(Operator):
         return rows_of(logits), target.reshape(-1)
 
     def restore(self, outputs, logits, target):
-        return (outputs[0] if outputs[0].dim() == 0 else outputs[0].view(target.shape),)
+        return (outputs[0] if outputs[0].dim() == 0 else outputs[0].view_as(target),)
 
     def like_forward(self, logits, target, ignore_index, reduction):
         loss = logits.new_empty(target.shape if reduction == "none" else ())

@@ -167,7 +167,7 @@ class Operator(ABC):
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """For float64 arguments and output gradients: for every element of every output, and of every input's
         gradient, the sum of the absolute values of the terms that make it up. The error bound is
-        2 x PyTorch's own error + 4 units of roundoff of `dtype`, the inputs' own, x this sum."""
+        2 x PyTorch's own error + 4 units of roundoff (8 in float32) of `dtype`, the inputs' own, x this sum."""
 
 
 def require_floating(op: str, **tensors: Tensor) -> None:

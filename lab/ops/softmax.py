@@ -73,7 +73,7 @@ class Softmax(Operator):
         return (rows_of(x),)
 
     def restore(self, outputs, x):
-        return (outputs[0].view(x.shape),)
+        return (outputs[0].view_as(x),)
 
     def like_forward(self, x):
         return (torch.empty_like(x, memory_format=torch.contiguous_format),)

@@ -60,7 +60,7 @@ class SwiGLU(Operator):
         return rows_of(gate), rows_of(up)
 
     def restore(self, outputs, gate, up):
-        return (outputs[0].view(gate.shape),)
+        return (outputs[0].view_as(gate),)
 
     def like_forward(self, gate, up):
         return (torch.empty_like(gate, memory_format=torch.contiguous_format),)

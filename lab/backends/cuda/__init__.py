@@ -1,1 +1,1 @@
-"""CUDA C++ kernels, compiled at run time by NVRTC and launched on torch's current stream, both through `cuda.core`."""
+"""CUDA C++ kernels, compiled at run time by NVRTC through `cuda.core`, and launched on torch's current stream."""

@@ -120,36 +120,6 @@ def _kernel(source: str, name: str, device_index: int, shared: int):
     return kernel
 
 
-@cache
-def _stream(handle: int):
-    from cuda.core import Stream
-
-    return Stream.from_handle(handle)
-
-
-@cache
-def _config(grid: int, block: int, shared: int, cluster: int):
-    from cuda.core import LaunchConfig
-
-    if cluster == 1:
-        return LaunchConfig(grid=grid, block=block, shmem_size=shared)
-    return LaunchConfig(grid=grid // cluster, cluster=cluster, block=block, shmem_size=shared)  # grid: in clusters
-
-
-@cache
-def _launcher():
-    from cuda.core import launch
-
-    return launch
-
-
-def _argument(value):
-    """Tensors as pointers, int as `long long`, float as `double`."""
-    if isinstance(value, torch.Tensor):
-        return value.data_ptr()
-    return ctypes.c_longlong(value) if isinstance(value, int) else ctypes.c_double(value)
-
-
 @dataclass(frozen=True)
 class TensorMap:
     """An argument of a launch: what the tensor memory accelerator (TMA) must know of a matrix to move boxes of it, in
@@ -187,7 +157,7 @@ def _encoded(address: int, dtype: torch.dtype, shape: tuple[int, int], stride: i
     memory = ctypes.create_string_buffer(ctypes.sizeof(_CUtensorMap) + 64)
     encoded = _CUtensorMap.from_buffer(memory, -ctypes.addressof(memory) % 64)
     kind, promotion = driver.CUtensorMapDataType, driver.CUtensorMapL2promotion
-    status = ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled(
+    status = _driver().cuTensorMapEncodeTiled(
         ctypes.byref(encoded),
         int(kind.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 if dtype == torch.bfloat16 else kind.CU_TENSOR_MAP_DATA_TYPE_FLOAT16),
         2,
@@ -207,36 +177,36 @@ def _encoded(address: int, dtype: torch.dtype, shape: tuple[int, int], stride: i
 
 
 @cache
-def _driver_config(stream: int, grid: int, block: int, shared: int, cluster: int):
+def _driver() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+@lru_cache(maxsize=4096)
+def _prepared(source: str, name: str, grid: int, block: int, shared: int, cluster: int, device_index: int, stream: int):
+    """Of a launch all but its arguments, as the driver takes it: the configuration, its address, the kernel's handle.
+    Compiles and loads the kernel."""
     from cuda.bindings import driver
 
-    attribute = driver.CUlaunchAttribute()
-    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-    attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster, 1, 1
+    kernel = _kernel(source, name, device_index, shared)
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
     config.sharedMemBytes, config.hStream = shared, driver.CUstream(stream)
-    config.attrs, config.numAttrs = [attribute], 1
-    return config
+    if cluster > 1:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = cluster, 1, 1
+        config.attrs, config.numAttrs = [attribute], 1
+    return config, ctypes.c_void_p(config.getPtr()), ctypes.c_void_p(int(kernel.handle))
 
 
-def _launch_with_maps(kernel, config, args: tuple) -> None:
-    """By the driver: cuda.core takes no tensor map that it has not made."""
-    from cuda.bindings import driver
-
-    values, kinds = zip(*map(_driver_argument, args))
-    (status,) = driver.cuLaunchKernelEx(config, driver.CUkernel(int(kernel.handle)), (values, kinds), 0)
-    if status != driver.CUresult.CUDA_SUCCESS:
-        raise RuntimeError(f"the launch was refused: {status}")
-
-
-def _driver_argument(value) -> tuple:
-    if isinstance(value, TensorMap):
-        return value.encoded(), None
+def _argument(value):
+    """As the kernel takes it: tensors as pointers, int as `long long`, float as `double`."""
     if isinstance(value, torch.Tensor):
-        return value.data_ptr(), ctypes.c_void_p
-    return (value, ctypes.c_longlong) if isinstance(value, int) else (value, ctypes.c_double)
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, int):
+        return ctypes.c_longlong(value)
+    return value.encoded() if isinstance(value, TensorMap) else ctypes.c_double(value)
 
 
 @cache
@@ -245,8 +215,10 @@ def resident_clusters(source: str, name: str, cluster: int, block: int, shared: 
     last clusters alone at the end. Clusters do not cross the GPU's partitions: it is less than blocks / cluster."""
     if launches.noting() or cluster == 1:
         return gpu_of(device).multiprocessors // cluster
-    config = _config(cluster, block, shared, cluster)
-    stream = _stream(torch.cuda.current_stream(device).cuda_stream)
+    from cuda.core import LaunchConfig, Stream
+
+    config = LaunchConfig(grid=1, cluster=cluster, block=block, shmem_size=shared)
+    stream = Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
     return _kernel(source, name, device.index, shared).occupancy.max_active_clusters(config, stream=stream)
 
 
@@ -264,9 +236,11 @@ def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0
         compile = partial(_binary, source, name, target(gpu_of(device).capability), block, shared)
         launches.note(launches.Launch(name, "cuda", (source,), (grid,), arguments, options, compile))
         return
-    stream = torch.cuda.current_stream(device).cuda_stream
-    kernel = _kernel(source, name, device.index, shared)
-    if any(isinstance(arg, TensorMap) for arg in args):
-        _launch_with_maps(kernel, _driver_config(stream, grid, block, shared, cluster), args)
-    else:
-        _launcher()(_stream(stream), _config(grid, block, shared, cluster), kernel, *map(_argument, args))
+    # By the driver itself, as Triton does it: where kernels are short, what a call costs the CPU counts. And cuda.core
+    # takes no tensor map that it has not made.
+    stream = torch._C._cuda_getCurrentRawStream(device.index)
+    _, config, kernel = _prepared(source, name, grid, block, shared, cluster, device.index, stream)
+    values = [_argument(arg) for arg in args]
+    addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+    if status := _driver().cuLaunchKernelEx(config, kernel, addresses, None):
+        raise RuntimeError(f"the launch of {name} was refused: CUDA error {status}")

@@ -8,13 +8,11 @@ VECTOR_BYTES = 16  # the widest load of one thread
 def vector_width(*tensors: torch.Tensor) -> int:
     """Elements to a load: 16 bytes' worth if every row of every tensor starts on a 16-byte boundary, else 1."""
     size = tensors[0].element_size()
-    aligned = all(
-        tensor.data_ptr() % VECTOR_BYTES == 0
-        and tensor.shape[-1] * size % VECTOR_BYTES == 0
-        and (tensor.dim() == 1 or tensor.shape[0] == 1 or tensor.stride(0) * size % VECTOR_BYTES == 0)
-        for tensor in tensors
-    )
-    return VECTOR_BYTES // size if aligned else 1
+    for tensor in tensors:
+        pitch = tensor.stride(0) if tensor.dim() > 1 and tensor.shape[0] > 1 else 0
+        if tensor.data_ptr() % VECTOR_BYTES or tensor.shape[-1] * size % VECTOR_BYTES or pitch * size % VECTOR_BYTES:
+            return 1
+    return VECTOR_BYTES // size
 
 
 def next_power_of_2(n: int) -> int:
