@@ -393,15 +393,15 @@ show(
 # **What was tried and lost.** At 16384x4096: Liger's kernel, with its hints to the caches, with each of them alone and
 # with neither, with four, eight and sixteen warps; a warp to a row, which needs no barrier; two and four rows to a program;
 # programs that stay and load the next row before they store this one; the copy engine, which brings the row to shared
-# memory, once and in a ring. None was ahead of ours by as much as a hundredth: one warp count more or less, or a hint,
-# changes next to nothing, Liger's kernel is slightly behind, and those through shared memory are by far. A plain copy of
-# these tensors is a little faster, and short of the ceiling too: most of what is missing here is the price of starting
-# and ending, the same for all.
+# memory, once and in a ring. None was ahead of ours by as much as a hundredth: one warp count more or less, or a hint to
+# a Triton kernel, changes next to nothing, Liger's kernel is slightly behind, and those through shared memory are by far.
+# A plain copy of these tensors is a little faster, and short of the ceiling too: most of what is missing here is the price
+# of starting and ending, the same for all.
 #
-# Forward, streaming stores, which ask L2 to let go of a line at once: one to two hundredths slower than plain ones at every
-# length of row, though nothing reads what was written. L2 is also where writes wait until memory takes a run of them, and
-# a line that leaves early leaves alone. The kernels that keep their row store plainly forward; backward, where there are
-# two reads to a write, it made no difference.
+# Forward, streaming stores, which ask L2 to let go of a line at once: half a hundredth to two hundredths slower than plain
+# ones at every length of row from 64 columns on, though nothing reads what was written. Perhaps because L2 is also where
+# writes wait until memory takes a run of them, and a line that leaves early leaves alone. So the kernels that keep their
+# row store plainly forward; backward, where there are two reads to a write, it made no difference.
 #
 # On long rows: sixteen blocks to a cluster, the copy engine again, less than 96 KiB of loads to a multiprocessor, and to
 # keep the exponentials in registers instead of computing them twice; those registers cost more blocks than they saved

@@ -250,10 +250,11 @@ for whole, apart in again.items():
     print(f"{whole}: the same kernels, timed twice, differ by {' and '.join(f'{100 * each:.2f}%' for each in apart)}")
 
 # %% [markdown]
-# For one kernel twice that can be much. A graph's time is taken of one candidate after another, not in turns, and a
-# matrix product runs as fast as power and clock allow just then (*How to time a kernel*). Below it, and below half of
-# one percent in any case, a difference counts as noise here: for the norm's layer by its own pairs; for whatever is
-# longer by the MLP's, of a training step also by the confidence intervals of its medians.
+# For one kernel twice that can be much. The candidates' graphs are replayed in turns, so a drift of the clock meets all
+# of them; but a matrix product runs as fast as power allows just then (*How to time a kernel*), and how much power is
+# left depends on what ran before it. Below that difference, and below half of one percent in any case, a difference counts
+# as noise here: for the norm's layer by its own pairs; for whatever is longer by the MLP's, of a training step also by
+# the confidence intervals of its medians.
 
 # %%
 NOISE = {whole: max([0.005, *again.get("norm" if whole == "norm" else "MLP", [])]) for whole in WHOLES}
@@ -481,11 +482,20 @@ if shrunk:
     show(f"Shorter than the law says: {'; '.join(shrunk)}. There our kernels save more than they do by themselves. Caches, next, are one reason.")
 
 # %% [markdown]
-# ### Cold and warm caches
+# ### Cold caches, and a cool GPU
 #
 # A kernel by itself is timed behind a clear of the L2 cache. In a whole, its input has just been written, and may still
 # be there; and a CUDA graph of one small layer finds everything there from the replay before. So kernels by themselves can
-# add up to more than the whole of which they are a part. For the layers, eager:
+# add up to more than the whole of which they are a part.
+#
+# <details><summary>Question: can they also add up to less than their share?</summary>
+#
+# Between two samples of a kernel the GPU clears and waits. A graph is replayed without a pause, and products in it, one
+# after the other, reach the power limit: the clock comes down, and all of them take longer than by themselves.
+#
+# </details>
+#
+# For the layers, eager; the last column is what the floors say of the same kernels:
 
 # %% tags=["hide-input"]
 rows, ratios = [], {}
@@ -495,16 +505,20 @@ for whole in [whole for whole, workload in WHOLES.items() if workload.level == "
         alone = fsum(kernels_us(record, row).values()) if row else None
         if not row or not gpu_us(row) or not alone:
             continue
-        ratios[whole, name] = alone / gpu_us(row)
-        rows.append([f"{whole}, {name}", f"{alone:.1f}", f"{gpu_us(row):.1f}", f"{ratios[whole, name]:.2f}"])
-show(Table(["eager", "kernels, cold us", "whole, warm us", "kernels over whole"], rows))
+        ratios[whole, name] = alone / gpu_us(row), share_of_floors(whole, *kernels_us(record, row))
+        rows.append([f"{whole}, {name}", f"{alone:.1f}", f"{gpu_us(row):.1f}", *(f"{n:.2f}" for n in ratios[whole, name])])
+show(Table(["eager", "kernels alone, us", "whole, us", "kernels over whole", "by the floors"], rows))
 
 # %% tags=["remove-input"]
-above = [f"{whole} ({name})" for (whole, name), ratio in ratios.items() if ratio > 1]
+above = [f"{whole} ({name})" for (whole, name), (ratio, _) in ratios.items() if ratio > 1]
+below = [f"{whole} ({name})" for (whole, name), (ratio, floor) in ratios.items() if ratio < 0.95 * floor]
 if above:
-    show(f"More than all of it for {listed(above)}. Where that is so for PyTorch's kernels, the share counts as one. In every whole, shares taken from cold kernels are rather too large than too small.")
-else:
-    show("In no layer are they more than the whole.")
+    show(f"More than all of it: {listed(above)}, as of warm caches. Where that is so for PyTorch's kernels, the share counts as one.")
+if below:
+    show(f"Less than the floors say: {listed(below)}. What else is in there may be further from its floor; and the clock may have "
+         "come down. If it has, the products' shares above are too small, and what is counted as *the rest* is in part theirs.")
+if not (above or below):
+    show("In no layer are they more than the whole, or much less than the floors say.")
 
 # %% [markdown]
 # ### The clock on the wall

@@ -287,7 +287,7 @@ __global__ __launch_bounds__(THREADS) void softmax_forward(const T* x, int64 x_s
     V out;
 #pragma unroll
     for (int i = 0; i < VEC; ++i) out.at[i] = narrow<T>(power<FAST>(widen(held[k].at[i]) - origin) * inverse);
-    *(V*)(y + share.at(k) * VEC) = out;  // not streaming: with no row to protect in L2, it gathers writes for memory
+    *(V*)(y + share.at(k) * VEC) = out;  // not streaming: no row is left in L2 to protect
   }
 }
 
