@@ -461,6 +461,18 @@ def test_operators_and_models_go_into_one_record(fakes):
     assert model_runs.METHOD in record.method and record.rows[0].timing.median_us == 4000.0
 
 
+def test_a_row_by_its_names():
+    record = records.published("baseline_torch")
+    decode = record.model_workload("llama3.2-1b", "decode")
+    assert (decode.model, decode.phase, decode.part) == ("llama3.2-1b", "decode", "model")
+    row = record.model_row(decode, "torch compiled")
+    assert row in record.models and (row.workload, row.backend, row.compiled) == (decode, "torch", True)
+    with pytest.raises(ValueError, match=r"has 0 workloads .*, mlp, sideways; expected one"):
+        record.model_workload("llama3.2-1b", "sideways", "mlp")
+    with pytest.raises(ValueError, match=r"no 'triton eager' of .*; expected one of torch eager, torch compiled"):
+        record.model_row(decode, "triton eager")
+
+
 # The clock on the wall ------------------------------------------------------------------------------------------------
 
 

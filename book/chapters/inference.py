@@ -38,19 +38,11 @@ ceilings = record.ceilings
 SMALL, SLICE = "llama3.2-1b", "llama3-8b-4-layers"
 
 
-def task(model, phase, part="model"):
-    """The workload of the record."""
-    (found,) = {row.workload for row in record.models
-                if (row.workload.model, row.workload.phase, row.workload.part) == (model, phase, part)}
-    return found
-
-
 def measured(workload, label="torch eager"):
-    (row,) = [row for row in record.models if row.workload == workload and row.label == label]
-    return row
+    return record.model_row(workload, label)
 
 
-prefill, decode = task(SMALL, "prefill"), task(SMALL, "decode")
+prefill, decode = (record.model_workload(SMALL, phase) for phase in ("prefill", "decode"))
 
 # %% tags=["remove-input"]
 show(tokens_per_second(record, decode))
@@ -157,7 +149,7 @@ def layers(phase):
     rows = []
     for part in ("model", "block", "self_attn", "post_attention_layernorm", "mlp"):
         try:
-            workload = task(SLICE, phase, part)
+            workload = record.model_workload(SLICE, phase, part)
         except ValueError:
             continue
         eager, compiled = measured(workload), measured(workload, "torch compiled")

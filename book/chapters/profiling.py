@@ -52,16 +52,11 @@ ceilings = record.ceilings
 SMALL, SLICE = "llama3.2-1b", "llama3-8b-4-layers"
 
 
-def task(model, phase, part="model"):
-    """The workload of the record."""
-    (found,) = {row.workload for row in record.models
-                if (row.workload.model, row.workload.phase, row.workload.part) == (model, phase, part)}
-    return found
+task = record.model_workload
 
 
 def measured(workload, label="torch eager", by=record):
-    (row,) = [row for row in by.models if row.workload == workload and row.label == label]
-    return row
+    return by.model_row(workload, label)
 
 
 def name(workload):

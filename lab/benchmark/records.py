@@ -140,6 +140,22 @@ class Record:
         """The workloads of models, in the order of the rows."""
         return list(dict.fromkeys(row.workload for row in self.models))
 
+    def model_workload(self, model: str, phase: str | None, part: str = "model") -> ModelWorkload:
+        """The one of that part of that model. Raises ValueError where there is none, or more than one."""
+        found = [w for w in self.model_workloads() if (w.model, w.phase, w.part) == (model, phase, part)]
+        if len(found) != 1:
+            raise ValueError(f"{self.experiment} has {len(found)} workloads {model}, {part}, {phase}; expected one")
+        return found[0]
+
+    def model_row(self, workload: ModelWorkload, label: str) -> ModelRow:
+        """The row of a candidate, such as "torch eager". Raises ValueError where there is none."""
+        rows = {row.label: row for row in self.models if row.workload == workload}
+        if label not in rows:
+            raise ValueError(
+                f"{self.experiment} has no {label!r} of {workload}; expected one of {', '.join(rows) or 'none'}"
+            )
+        return rows[label]
+
     def stale(self) -> list[str]:
         """What a rung launches now but did not when it was measured, or an operator or a model whose cost was another
         then: the operators and candidates, and the models' workloads and candidates, concerned."""
