@@ -16,7 +16,8 @@ if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from lab import ops
-from lab.backends.registry import BackendUnavailable, get_op, register_backend, trace
+from lab.backends.implementation import BackendUnavailable, trace
+from lab.backends.registry import get_op, register_backend
 from lab.check import check
 
 __all__ = ["BackendUnavailable", "check", "get_op", "ops", "register_backend", "trace"]

@@ -21,6 +21,7 @@ import torch
 
 from lab.backends import registry
 from lab.backends.hardware import default_device, gpu_of, half_dtype
+from lab.backends.implementation import BackendUnavailable
 from lab.benchmark.timing import CannotTime
 from lab.ops.operator import DTYPE_NAMES
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError, registry.BackendUnavailable, CannotTime) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, BackendUnavailable, CannotTime) as error:
         print(f"lab {arguments.name}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing is left to say at exit either

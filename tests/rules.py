@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lab
 from lab.backends import registry
-from lab.backends.registry import Call, Implementation
+from lab.backends.implementation import Call, Implementation
 from lab.ops.operator import Operator
 
 

@@ -22,6 +22,7 @@ from lab import files
 from lab.backends import registry
 from lab.backends.cuda import rmsnorm as cuda_rmsnorm
 from lab.backends.hardware import ARCHITECTURES
+from lab.backends.implementation import Implementation
 from lab.backends.triton import rmsnorm as triton_rmsnorm
 from lab.benchmark import (
     candidates,
@@ -580,7 +581,7 @@ def fingerprint_of(tmp_path, monkeypatch, text):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, path.stem, module)
     spec.loader.exec_module(module)
-    rung = registry.Implementation(module.forward, module.forward, "best", operator="rmsnorm", backend="test")
+    rung = Implementation(module.forward, module.forward, "best", operator="rmsnorm", backend="test")
     return fingerprint(rung, candidates.Workload("rmsnorm", (5, 100), "float32", "forward"), ARCHITECTURES["sm_90"])
 
 

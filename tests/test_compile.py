@@ -8,7 +8,7 @@ from test_numerics import HERE
 import lab
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 
 DEVICE = default_device()
 COMPILER = "inductor" if DEVICE.type == "cuda" else "aot_eager"

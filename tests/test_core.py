@@ -17,7 +17,7 @@ from torch._dynamo.backends.common import aot_autograd
 import lab
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.backends.registry import BackendUnavailable
+from lab.backends.implementation import BackendUnavailable, ranges
 from lab.core import LLM, MODELS, CheckpointError, KVCache, Sampling, generate, generate_text
 from lab.core.config import RopeScaling, from_hugging_face, to_hugging_face
 from lab.core.model import Module
@@ -498,7 +498,7 @@ def modules_that_call(model, ids):
         if name and isinstance(module, Module):
             hooks.append(module.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
             hooks.append(module.register_forward_hook(lambda *_: inside.pop() and None))
-    with registry.ranges(note), torch.no_grad():
+    with ranges(note), torch.no_grad():
         model.loss(ids, ids)
         list(generate(model, ids[:1].tolist(), 2, Sampling(1.0)))
     for hook in hooks:

@@ -9,7 +9,7 @@ import torch
 import lab
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.backends.registry import BackendUnavailable
+from lab.backends.implementation import BackendUnavailable
 
 DEVICE = default_device()
 BACKENDS = ["torch", "triton"] + (["cuda"] if DEVICE.type == "cuda" else [])

@@ -10,7 +10,7 @@ from test_numerics import DEVICE, HERE
 
 import lab
 from lab.backends import registry
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 from lab.backends.torch import rope as torch_rope
 
 

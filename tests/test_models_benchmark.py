@@ -21,7 +21,7 @@ from test_benchmark import CONFIG as OPERATORS
 from lab import cli
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.backends.registry import BackendUnavailable, Implementation
+from lab.backends.implementation import BackendUnavailable, Call, Implementation, trace
 from lab.backends.triton import rmsnorm as triton_rmsnorm
 from lab.benchmark import (
     config,
@@ -221,12 +221,12 @@ def test_what_is_not_stored_is_found(part, phase, monkeypatch):
         forward.check(forward.results(call), expected)
 
 
-def ran(forward: ForwardPass, choice: str, compile: bool) -> list[registry.Call]:
+def ran(forward: ForwardPass, choice: str, compile: bool) -> list[Call]:
     call = forward.call_of(choice, compile)
     call()
-    with registry.trace() as trace:
+    with trace() as calls:
         call()
-    return trace
+    return calls
 
 
 @parts
@@ -390,9 +390,9 @@ def test_times_are_those_of_their_own_candidate(fakes):
     seen = {}
 
     def us(fn):
-        with registry.trace() as trace:
+        with trace() as calls:
             fn()
-        swapped = any(call.backend == "triton" for call in trace)
+        swapped = any(call.backend == "triton" for call in calls)
         compiled = not any(call.operator == "linear" for call in trace)
         seen[id(fn)] = swapped, compiled
         return US * (1 + 2 * swapped + compiled)

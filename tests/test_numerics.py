@@ -29,7 +29,7 @@ import lab
 from lab.backends import registry
 from lab.backends.dry_run import launches_of
 from lab.backends.hardware import default_device, gpu_of
-from lab.backends.registry import BackendUnavailable, Implementation
+from lab.backends.implementation import BackendUnavailable, Implementation
 
 DEVICE = default_device()
 ON_GPU = DEVICE.type == "cuda"

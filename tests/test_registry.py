@@ -7,7 +7,7 @@ import torch
 import lab
 from lab.backends import registry
 from lab.backends.hardware import default_device
-from lab.backends.registry import BackendUnavailable, Implementation
+from lab.backends.implementation import BackendUnavailable, Implementation
 
 ON_GPU = torch.cuda.is_available()
 

@@ -15,7 +15,7 @@ import lab
 from lab.backends import registry
 from lab.backends.dry_run import launches_of
 from lab.backends.hardware import ARCHITECTURES
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 
 SOFTMAX = registry.operator("softmax")
 every = pytest.mark.parametrize("implementation", [rung for rung in HERE if rung.operator == "softmax"], ids=str)

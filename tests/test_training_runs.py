@@ -13,6 +13,7 @@ from test_training import RAW, changed
 from lab import cli, datasets
 from lab.backends import registry
 from lab.backends.hardware import default_device
+from lab.backends.implementation import Implementation
 from lab.benchmark import config, figures, records, report, training_runs
 from lab.benchmark.instruments import Instruments
 from lab.benchmark.records import RecordError, experiments_folder
@@ -62,7 +63,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(registry, "_ladders", {name: dict(ops) for name, ops in registry._ladders.items()})
     linear = registry.ladder("linear", "torch")[0]
     registry.register_backend(
-        "fake", {"linear": registry.Implementation(function=linear.function, unavailable=lambda device: "needs Hopper")}
+        "fake", {"linear": Implementation(function=linear.function, unavailable=lambda device: "needs Hopper")}
     )
     yield
     vars(registry._bound).clear()

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 import torch
 
 from lab.backends.hardware import GPU, assume
+from lab.backends.implementation import Implementation
 from lab.backends.launches import Launch, collected
-from lab.backends.registry import Implementation, operator
+from lab.backends.registry import operator
 from lab.backends.triton.compile import noted_launches
 
 

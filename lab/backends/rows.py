@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.backends.registry import Implementation, operator
+from lab.backends.implementation import Implementation
+from lab.backends.registry import operator
 from lab.ops.operator import Operator
 
 Call = Callable[[], tuple[Tensor, ...]]

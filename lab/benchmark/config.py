@@ -33,6 +33,7 @@ from typing import TypeVar
 import torch
 
 from lab.backends import registry
+from lab.backends.implementation import Implementation
 from lab.benchmark.candidates import Workload
 from lab.benchmark.models import LEVELS, PHASES, ModelWorkload
 from lab.benchmark.peers import MODEL_PEERS
@@ -158,7 +159,7 @@ def _of_traps(section: dict) -> dict[str, tuple]:
     return {"traps": tuple(section["traps"])}
 
 
-def rungs(op: str, choice: str, key: str = "implementations") -> list[registry.Implementation]:
+def rungs(op: str, choice: str, key: str = "implementations") -> list[Implementation]:
     """The implementations of `op` that "triton:*", "triton" or "triton:naive" names, in the ladder's order; none if the
     backend does not implement `op`, or has that rung for another operator only. ConfigError for unknown names."""
     backend, _, rung = choice.partition(":")

@@ -19,6 +19,7 @@ import torch._functorch.config
 from tqdm import tqdm
 
 from lab.backends import registry
+from lab.backends.implementation import Implementation
 from lab.benchmark import config, model_runs, records, timing
 from lab.benchmark.candidates import METHOD, Call, Expected, Inputs, Workload
 from lab.benchmark.config import Experiment
@@ -85,7 +86,7 @@ class _Ready(NamedTuple):
 
     row: Row
     call: Call
-    implementation: registry.Implementation | None  # None: a peer
+    implementation: Implementation | None  # None: a peer
 
 
 def _run_workload(workload: Workload, experiment: Experiment, instruments: Instruments) -> list[Row]:
@@ -159,7 +160,7 @@ def _prepare(
     instruments: Instruments,
     ready: dict[str, _Ready],
     failed: dict[str, Row],
-    implementation: registry.Implementation | None = None,
+    implementation: Implementation | None = None,
 ) -> None:
     """Call the candidate for the first time, and check what it returns: it goes into `ready` or into `failed`."""
     began = time.perf_counter()

@@ -22,8 +22,8 @@ import torch
 
 from lab.backends.dry_run import launches_of
 from lab.backends.hardware import GPU
+from lab.backends.implementation import Implementation
 from lab.backends.launches import Launch
-from lab.backends.registry import Implementation
 from lab.benchmark.candidates import Workload
 
 

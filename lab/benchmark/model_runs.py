@@ -20,6 +20,7 @@ import torch._dynamo
 from torch import Tensor
 
 from lab.backends import registry
+from lab.backends.implementation import BackendUnavailable, Call, Implementation, trace
 from lab.benchmark import timing
 from lab.benchmark.candidates import TOLERANCE, WrongResult
 from lab.benchmark.models import ModelRow, ModelWorkload
@@ -83,7 +84,7 @@ class Task(ABC):
                     f"{name} is off torch eager's by {off:.2g} of its size; expected at most {tolerance:g}"
                 )
 
-    def implementations(self, choice: str, device: torch.device) -> dict[str, registry.Implementation]:
+    def implementations(self, choice: str, device: torch.device) -> dict[str, Implementation]:
         """{operator: what `choice` comes to on `device`} for the operators that are called.
 
         Raises BackendUnavailable for one that cannot run, or if `choice` names operators, and none of these is called.
@@ -91,10 +92,10 @@ class Task(ABC):
         operators = {call.operator for call in self.workload.calls}
         named = set(registry.parse_choice(choice)) - {""}
         if named and not named & operators:
-            raise registry.BackendUnavailable(f"{self.workload.part} calls none of {', '.join(sorted(named))}")
+            raise BackendUnavailable(f"{self.workload.part} calls none of {', '.join(sorted(named))}")
         return {op: registry.resolve(op, choice, device).implementation for op in sorted(operators)}
 
-    def check_ran(self, trace: list[registry.Call], chosen: dict[str, registry.Implementation], compile: bool) -> None:
+    def check_ran(self, trace: list[Call], chosen: dict[str, Implementation], compile: bool) -> None:
         """Raise NotRun unless `trace`, of one call, holds what was chosen, as often as it is called, and nothing else.
 
         Of PyTorch's own functions a trace holds the forward pass alone; of compiled calls nothing, because the compiler
@@ -344,7 +345,7 @@ def run_workload(workload: ModelWorkload, experiment: Experiment, instruments: I
                 continue
             try:
                 ready[row.label] = _prepare(row, task, expected, instruments, until_timed)
-            except registry.BackendUnavailable as unavailable:
+            except BackendUnavailable as unavailable:
                 finished[row.label] = replace(row, error=f"cannot run: {unavailable}")
             except Exception as error:  # whatever a kernel or the compiler raises is this candidate's result
                 instruments.synchronize()  # but a GPU that has broken down raises here, and ends the run
@@ -390,9 +391,9 @@ def _prepare(
     compile_s = time.perf_counter() - began
     task.check(results, expected)
     del results
-    with registry.trace() as trace:
+    with trace() as calls:
         call()
-    task.check_ran(trace, chosen, row.compiled)
+    task.check_ran(calls, chosen, row.compiled)
     row = replace(
         row,
         implementations={op: str(implementation) for op, implementation in chosen.items()},

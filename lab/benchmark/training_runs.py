@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from lab.backends import registry
+from lab.backends.implementation import BackendUnavailable, trace
 from lab.benchmark.ceilings import Ceilings
 from lab.benchmark.environment import Environment, slug
 from lab.benchmark.instruments import Instruments, gpu_instruments
@@ -174,9 +175,9 @@ def record(name: str, output: Path | None = None, instruments: Instruments | Non
 def _run(config: Config, folder: Path, instruments: Instruments) -> TrainingRun:
     blank = TrainingRun(config.backend, config.seed)
     try:
-        with registry.trace() as calls:
+        with trace() as calls:
             train(config, folder, peak_flops=instruments.ceilings.matmul_tflops * 1e12)
-    except registry.BackendUnavailable as unavailable:
+    except BackendUnavailable as unavailable:
         return replace(blank, error=f"cannot run: {unavailable}")
     except Exception as error:  # whatever a kernel raises is this run's result
         instruments.synchronize()  # but a GPU that has broken down raises here, and ends the experiment

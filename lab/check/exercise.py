@@ -431,7 +431,7 @@ def _device(exercise: Exercise) -> torch.device:
     """Triton's interpreter works on the CPU, whatever else is there."""
     if exercise.language != "triton":
         return default_device()
-    from lab.backends.registry import BackendUnavailable
+    from lab.backends.implementation import BackendUnavailable
     from lab.backends.triton.runtime import INTERPRETED, unavailable
 
     device = torch.device("cpu") if INTERPRETED else default_device()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-
-from lab.backends.registry import BackendUnavailable, Implementation
-from lab.ops.autograd import differentiable
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 DTYPE_NAMES = tuple(str(dtype).removeprefix("torch.") for dtype in FLOATING)
@@ -88,10 +84,6 @@ class Operator(ABC):
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.args
-
-    def bind(self, chosen: dict[str, Implementation | BackendUnavailable]) -> Callable:
-        """The public function over the implementation chosen for each device type."""
-        return differentiable(self, chosen)
 
     # What a caller sees -----------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity
 
-from lab.backends import registry
+from lab.backends.implementation import Call, ranges
 from lab.backends.triton.runtime import INTERPRETED
 from lab.benchmark.timing import CannotTime
 from lab.core.model import Module
@@ -119,7 +119,7 @@ def named_ranges(model: nn.Module) -> Iterator[None]:
         hooks.append(module.register_forward_pre_hook(lambda *_, label=label: enter(label)))
         hooks.append(module.register_forward_hook(lambda *_: leave()))
     try:
-        with registry.ranges(lambda call: _range(f"{OPERATOR}{' '.join(call)}")):
+        with ranges(lambda call: _range(f"{OPERATOR}{' '.join(call)}")):
             yield
     finally:
         for hook in hooks:
@@ -144,8 +144,8 @@ def _rows(events: Iterable[FunctionEvent], steps: int, on_gpu: bool) -> tuple[Op
         for event in sorted(on_cpu, key=lambda event: event.time_range.start)
         if event.sequence_nr >= 0 and _above(event, _NODE) is None
     }
-    us: dict[registry.Call | None, float] = defaultdict(float)
-    calls: dict[registry.Call | None, int] = defaultdict(int)
+    us: dict[Call | None, float] = defaultdict(float)
+    calls: dict[Call | None, int] = defaultdict(int)
     for event in on_cpu:
         call = _call_of(event, maker)
         us[call] += sum(kernel.duration for kernel in event.kernels) if on_gpu else event.self_cpu_time_total
@@ -161,15 +161,15 @@ def _rows(events: Iterable[FunctionEvent], steps: int, on_gpu: bool) -> tuple[Op
     return tuple(sorted(rows, key=lambda row: -row.us))
 
 
-def _call_of(event: FunctionEvent, maker: dict[tuple[int, int], FunctionEvent]) -> registry.Call | None:
+def _call_of(event: FunctionEvent, maker: dict[tuple[int, int], FunctionEvent]) -> Call | None:
     """The operator's pass that an event belongs to. PyTorch's own functions have no backward pass of ours: what the
     nodes of the backward graph do is theirs if their forward pass made the node."""
     if inside := _above(event, OPERATOR):
-        return registry.Call(*inside.name.removeprefix(OPERATOR).split())
+        return Call(*inside.name.removeprefix(OPERATOR).split())
     node = _above(event, _NODE)
     made = node and maker.get((node.fwd_thread, node.sequence_nr))
     if made and (inside := _above(made, OPERATOR)):
-        return registry.Call(*inside.name.removeprefix(OPERATOR).split())._replace(direction="backward")
+        return Call(*inside.name.removeprefix(OPERATOR).split())._replace(direction="backward")
     return None
 
 

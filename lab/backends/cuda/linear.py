@@ -23,7 +23,7 @@ from lab.backends.cuda.compile import (
 )
 from lab.backends.cuda.rows import VECTOR_BYTES, vector_width
 from lab.backends.hardware import GPU, gpu_of
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 from lab.backends.rows import accumulation_dtype
 
 SOURCE = Path(__file__).with_suffix(".cu")

@@ -18,7 +18,7 @@ from lab.backends.cuda.compile import (
 )
 from lab.backends.cuda.rows import VECTOR_BYTES, next_power_of_2, vector_width
 from lab.backends.hardware import gpu_of
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 from lab.backends.rows import norm_outputs, pointer
 
 SOURCE = Path(__file__).with_suffix(".cu")

@@ -16,7 +16,7 @@ from lab.backends.cuda.compile import (
     unavailable,
 )
 from lab.backends.cuda.rows import next_power_of_2, vector_width
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 
 SOURCE = Path(__file__).with_suffix(".cu")
 

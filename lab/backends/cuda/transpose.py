@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lab.backends.cuda.compile import launch, name_of, refuses_dtype, source_of, unavailable
 from lab.backends.cuda.rows import vector_width
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 
 SOURCE = Path(__file__).with_suffix(".cu")
 BITS = {2: "unsigned short", 4: "unsigned", 8: "unsigned long long"}  # by element size: only bits are moved

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from lab.backends.hardware import GPU, gpu_of
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 from lab.backends.rows import accumulation_dtype
 from lab.backends.triton.runtime import accumulator, refuses_dtype, unavailable
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from lab.backends.hardware import gpu_of
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 from lab.backends.rows import norm_outputs, pointer
 from lab.backends.triton.runtime import accumulator, refuses_dtype, refuses_longer_rows, unavailable
 

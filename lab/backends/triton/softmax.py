@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 from lab.backends.triton.runtime import accumulator, refuses_dtype, refuses_longer_rows, unavailable
 
 REGISTER_COLUMNS = 32768  # the longest row that the registers of one program hold

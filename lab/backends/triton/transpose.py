@@ -7,7 +7,7 @@ elements.
 import triton
 import triton.language as tl
 
-from lab.backends.registry import Implementation
+from lab.backends.implementation import Implementation
 from lab.backends.triton.runtime import refuses_dtype, unavailable
 
 # rows: a program reads a piece of a row and writes it down a column ---------------------------------------------------

@@ -17,6 +17,7 @@ from importlib import metadata
 import torch
 
 from lab.backends import registry
+from lab.backends.implementation import Implementation
 
 MODEL_PEERS = ("liger",)  # those whose operators a model can run on
 
@@ -67,7 +68,7 @@ def as_backend(name: str, operators: Iterable[str]) -> AbstractContextManager[No
         raise PeerAbsent(f"{name} has none of {', '.join(sorted(operators))}")
     loaded = {op: peer.load() for op, peer in known.items()}
     return registry.registered(
-        name, {op: registry.Implementation(function=fn, rung=version) for op, (fn, version) in loaded.items()}
+        name, {op: Implementation(function=fn, rung=version) for op, (fn, version) in loaded.items()}
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lab.backends.registry import BackendUnavailable, Implementation, running
+from lab.backends.implementation import BackendUnavailable, Implementation, running
 
 if TYPE_CHECKING:
     from lab.ops.operator import Operator
