@@ -374,6 +374,16 @@ def test_on_a_gpu_the_cache_is_cold_and_the_launch_hidden():
     assert slow_launch < 100
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_capture_that_fails_leaves_the_stream_as_it_was():
+    x, here = torch.zeros(1, device="cuda"), torch.cuda.current_stream()
+    failed = timing.graph_times({"waits for the GPU": (lambda: x.item(), 1)})["waits for the GPU"]
+    assert failed.us is None and failed.reason.startswith("cannot be captured: ")
+    assert torch.cuda.current_stream() == here
+    assert timing.graph_times({"adds": (lambda: x.add_(1), 1)})["adds"].us > 0
+
+
 @pytest.mark.parametrize("op, shape", [("rmsnorm", (200, 33)), ("rmsnorm", (64, 64)), ("add_rmsnorm", (1, 5))])
 def test_what_is_expected_is_what_float64_gives_in_full(monkeypatch, op, shape):
     monkeypatch.setattr(candidates, "CHUNK", 1000)  # several chunks

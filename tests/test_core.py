@@ -422,6 +422,12 @@ def test_sampling_can_be_greedy(sampling, seed):
     assert list(generate(model, prompt, 20, sampling)) == list(generate(model, prompt, 20))
 
 
+def test_no_temperature_is_too_low():
+    """A logit over it alone would be infinite, and its probability NaN."""
+    logits, generator = torch.tensor([[3.0, 40.0, -5.0]]), torch.Generator().manual_seed(0)
+    assert Sampling(2e-38).pick(logits, generator, "torch").tolist() == [1]
+
+
 def test_seeds(seed):
     model, prompt = ours(TINY, seed), tokens(1, 5, seed).tolist()
     texts = [list(generate(model, prompt, 30, Sampling(1.5, seed=number))) for number in (1, 1, 2)]

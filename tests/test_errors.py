@@ -5,9 +5,11 @@ import sys
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import lab
 from lab.backends import registry
+from lab.backends.autograd import differentiable
 from lab.backends.hardware import default_device
 from lab.backends.implementation import BackendUnavailable
 
@@ -109,11 +111,48 @@ def test_cpu_tensors_on_a_gpu_machine():
     assert lab.get_op("rmsnorm", "auto")(x, x[0]).shape == x.shape  # auto finds what runs on the tensors given
 
 
-def test_double_backward_is_refused():
-    x = f32(2, 8).requires_grad_()
-    (gradient,) = torch.autograd.grad(lab.get_op("rmsnorm", "triton")(x, f32(8)).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-        torch.autograd.grad(gradient.sum(), x)
+@pytest.mark.parametrize("asked", [
+    lambda f, x: torch.autograd.grad(f(x).sum(), x, create_graph=True),
+    lambda f, x: f(x).sum().backward(create_graph=True),
+    lambda f, x: torch.autograd.functional.hessian(lambda q: f(q).square().sum(), x),  # 0 without an error, once
+], ids=["grad", "backward", "hessian"])  # fmt: skip
+def test_double_backward_is_refused(asked):
+    softmax, x = lab.get_op("softmax", "triton"), f32(2, 8).requires_grad_()
+    with pytest.raises(RuntimeError, match="softmax is differentiable once, and create_graph=True asks for more"):
+        asked(softmax, x)
+
+
+def test_forward_mode_is_refused():
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="softmax has no forward-mode derivative"):
+        lab.get_op("softmax", "triton")(forward_ad.make_dual(f32(2, 8), f32(2, 8)))
+
+
+def test_an_error_is_raised_anew_each_time():
+    """The same one again would gather the frames of all callers, and keep their tensors."""
+    absent, raised = differentiable(registry.operator("rmsnorm"), {"cpu": BackendUnavailable("not here")}), []
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match="not here") as caught:
+            absent(torch.randn(2, 8), torch.randn(8))
+        raised.append(caught.value)
+    assert raised[0] is not raised[1]
+
+
+def test_an_output_may_be_changed_in_place():
+    """As torch's own: where the backward pass needs it unchanged, autograd says so."""
+
+    def gradient(backend):
+        x = torch.arange(12.0).reshape(1, 3, 4).to(default_device()).requires_grad_()
+        y = lab.get_op("rmsnorm", backend)(x, torch.ones(4, device=x.device))
+        y *= 2
+        return torch.autograd.grad(y.square().sum(), x)[0]
+
+    assert torch.allclose(gradient("triton"), gradient("torch"), atol=1e-5)
+    for backend in ("triton", "torch"):
+        x = torch.ones(1, 3, 4, device=default_device(), requires_grad=True)
+        y = lab.get_op("softmax", backend)(x)
+        y *= 2
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
 
 
 @pytest.mark.cpu

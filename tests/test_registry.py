@@ -92,6 +92,17 @@ def test_both_passes_are_traced():
     assert none == []
 
 
+def test_traces_in_one_another():
+    """Each has what ran inside of it, though both may hold the same for a while."""
+    (x, weight), function = inputs(), lab.get_op("rmsnorm", "torch")
+    with lab.trace() as outer:
+        with lab.trace() as inner:
+            function(x, weight)
+        function(x, weight)
+    function(x, weight)
+    assert (len(outer), len(inner)) == (2, 1)
+
+
 def test_a_users_own_backend(mine):
     x, weight = inputs()
     torchs = lab.get_op("rmsnorm", "torch")(x, weight)

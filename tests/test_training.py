@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lab
 from lab import cli, datasets, training
@@ -477,6 +478,16 @@ def test_a_checkpoint_broken_by_others_is_named(tmp_path, name):
     path = training.train(config(), tmp_path)
     (path / name).write_bytes((path / name).read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=name):
+        training.train(config(), tmp_path, resume=True)
+
+
+def test_a_checkpoint_without_the_state_of_a_weight_is_refused(tmp_path):
+    """AdamW would begin anew with that weight, and nobody would know."""
+    file = training.train(config(), tmp_path) / "optimizer.safetensors"
+    state = load_file(file)
+    name = next(name for name in state if name.endswith(".exp_avg"))
+    save_file({other: value for other, value in state.items() if other != name}, file)
+    with pytest.raises(CheckpointError, match=rf"optimizer.safetensors: cannot be read: '{re.escape(name)}'"):
         training.train(config(), tmp_path, resume=True)
 
 

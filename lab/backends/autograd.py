@@ -62,6 +62,9 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
     n_tensors, n_outputs = len(operator.tensors), len(operator.outputs)
 
     class Function(torch.autograd.Function):
+        """From the caller's tensors to the canonical outputs. These are restored outside, so that autograd knows of the
+        views, and a caller may change them in place."""
+
         @staticmethod
         def forward(ctx, *args):
             tensors, ctx.parameters = args[:n_tensors], args[n_tensors:]
@@ -69,14 +72,15 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
             results = forward(*canonical, *ctx.parameters)
             ctx.save_for_backward(*operator.saved(canonical, results))
             ctx.shapes = [None if tensor is None else tensor.shape for tensor in tensors]
-            ctx.output_shapes = [result.shape for result in results[:n_outputs]]
-            return operator.restore(results[:n_outputs], *tensors)
+            return tuple(results[:n_outputs])
 
         @staticmethod
-        @torch.autograd.function.once_differentiable
         def backward(ctx, *grads):
-            flat = (grad.reshape(shape) for grad, shape in zip(grads, ctx.output_shapes))
-            results = backward(*operator.canonical_grads(*flat), *ctx.saved_tensors, *ctx.parameters)
+            # PyTorch's `once_differentiable` would raise later, and not at all for a gradient with respect to inputs.
+            if torch.is_grad_enabled():
+                asked = "is differentiable once, and create_graph=True asks for more"
+                raise RuntimeError(f"{operator.name} {asked}; PyTorch's own functions, backend 'torch', have it")
+            results = backward(*operator.canonical_grads(*grads), *ctx.saved_tensors, *ctx.parameters)
             # A gradient of two inputs stays one tensor object: autograd then sees that it is shared, and copies it
             # where both inputs are leaves. Of two views it would not know.
             restored: dict[int, Tensor] = {}
@@ -86,16 +90,30 @@ def _autograd_function(operator: Operator, forward: Callable, backward: Callable
             ]
             return *gradients, *(None for _ in ctx.parameters)
 
+        @staticmethod
+        def jvp(ctx, *tangents):
+            raise NotImplementedError(
+                f"{operator.name} has no forward-mode derivative; PyTorch's own functions, backend 'torch', have it"
+            )
+
     Function.__name__ = Function.__qualname__ = operator.name
 
     def function(*args):
         tensors, parameters = args[:n_tensors], args[n_tensors:]
-        if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-            return Function.apply(*args)
-        results = forward(*operator.canonical(*tensors), *parameters)  # no gradient is asked for: a cheaper call
+        if _asked_for_gradients(tensors):
+            results = Function.apply(*args)
+        else:  # a cheaper call
+            results = forward(*operator.canonical(*tensors), *parameters)
         return operator.restore(results[:n_outputs], *tensors)
 
     return function
+
+
+def _asked_for_gradients(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Or maybe for forward-mode ones, which the Function refuses."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 _number = count()
@@ -186,7 +204,8 @@ def differentiable(operator: Operator, chosen: dict[str, Implementation | Backen
             return operator.reference(*args)
         here = passes.get(tensors[0].device.type)
         if not isinstance(here, Passes):
-            raise here or BackendUnavailable(f"{operator.name}: nothing runs on {tensors[0].device}")
+            why = str(here or f"{operator.name}: nothing runs on {tensors[0].device}")
+            raise BackendUnavailable(why)  # a new one: an error that is raised again keeps every caller's frames
         if reason := here.implementation.refuses(*tensors):
             raise BackendUnavailable(f"{operator.name} on {here.implementation}: {reason}")
         outputs = here.compiled(*args) if torch.compiler.is_compiling() else here.eager(*args)

@@ -82,7 +82,7 @@ def trace() -> Iterator[list[Call]]:
     try:
         yield calls
     finally:
-        _traces.remove(calls)
+        _traces[:] = [each for each in _traces if each is not calls]  # an equal one may be another's
 
 
 _ranges: list[Callable[[Call], AbstractContextManager]] = []

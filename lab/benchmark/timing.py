@@ -248,9 +248,10 @@ def _captured(fn: Call, calls: int) -> torch.cuda.CUDAGraph:
         for _ in range(3):
             fn()
     here.wait_stream(side)
-    with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-        for _ in range(calls):
-            fn()
+    with torch.cuda.stream(here):  # a capture that fails leaves its own stream the current one
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            for _ in range(calls):
+                fn()
     return graph
 
 

@@ -48,7 +48,7 @@ class Sampling:
             return logits.argmax(-1)
         ordered, tokens = logits.float().sort(dim=-1, descending=True)
         ordered, tokens = ordered[:, : self.top_k], tokens[:, : self.top_k]
-        p = softmax(ordered / self.temperature, backend=backend)
+        p = softmax((ordered - ordered[:, :1]) / self.temperature, backend=backend)  # of which none can overflow
         p = p.where(p.cumsum(-1) - p < self.top_p, 0)  # a token stays if those before it do not reach top_p
         return tokens.gather(-1, torch.multinomial(p, 1, generator=generator))[:, 0]
 

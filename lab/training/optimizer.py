@@ -67,7 +67,11 @@ class Optimizer:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up a `state`; its tensors are on the weights' device."""
+        """Take up a `state`; its tensors are on the weights' device. Raises KeyError for a weight that is not there, and
+        for one of which it lacks something: AdamW would begin with it anew."""
         for name, value in state.items():
             weight, _, key = name.rpartition(".")
             self.adamw.state[self.weights[weight]][key] = value
+        for name, weight in self.weights.items():
+            if missing := {"step", "exp_avg", "exp_avg_sq"} - self.adamw.state[weight].keys():
+                raise KeyError(f"{name}.{min(missing)}")

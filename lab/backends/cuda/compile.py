@@ -7,7 +7,9 @@ Compiling to a cubin needs neither a GPU nor a driver, so every kernel can be co
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import re
+import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -60,9 +62,9 @@ def refuses_dtype(x: torch.Tensor, *_) -> str | None:
 
 def include_paths() -> list[str]:
     """Folders with cuda_fp16.h and its kin: those of NVIDIA's wheels, else a CUDA toolkit's."""
-    import nvidia
-
-    roots = [Path(root) / "cu13" / "include" for root in nvidia.__path__] + [Path("/usr/local/cuda/include")]
+    wheels = importlib.util.find_spec("nvidia")
+    folders = wheels.submodule_search_locations if wheels and wheels.submodule_search_locations else ()
+    roots = [Path(root) / "cu13" / "include" for root in folders] + [Path("/usr/local/cuda/include")]
     found = next((root for root in roots if (root / "cuda_fp16.h").exists()), None)
     if found is None:
         raise CompileError("cuda_fp16.h was not found; pip install 'cuda-toolkit[cudart,crt,cccl]'")
@@ -104,6 +106,10 @@ def name_of(kernel: str, *template: object) -> str:
     return f"{kernel}<{', '.join(str(value).lower() if isinstance(value, bool) else str(value) for value in template)}>"
 
 
+UNASKED = 32 * 1024  # dynamic and static together, every GPU grants 48 KiB unasked
+_granted: dict[tuple[int, int], int] = {}  # dynamic shared memory that a kernel may have on a GPU, where it is more
+
+
 @cache
 def _kernel(source: str, name: str, device_index: int, shared: int):
     from cuda.bindings import driver
@@ -112,11 +118,14 @@ def _kernel(source: str, name: str, device_index: int, shared: int):
     Device(device_index).set_current()
     gpu = gpu_of(torch.device("cuda", device_index))
     kernel = compile_cubin(source, (name,), target(gpu.capability)).get_kernel(name)
-    if shared > 32 * 1024:  # dynamic and static together, every GPU grants 48 KiB unasked
+    handle = int(kernel.handle)
+    # What is granted is the kernel's, whatever the launch, so it must not shrink again.
+    if shared > _granted.get((handle, device_index), UNASKED):
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        (status,) = driver.cuKernelSetAttribute(attribute, shared, driver.CUkernel(int(kernel.handle)), device_index)
+        (status,) = driver.cuKernelSetAttribute(attribute, shared, driver.CUkernel(handle), device_index)
         if status != driver.CUresult.CUDA_SUCCESS:
             raise RuntimeError(f"{name}: {shared} bytes of shared memory a block were refused: {status}")
+        _granted[handle, device_index] = shared
     return kernel
 
 
@@ -209,12 +218,16 @@ def _argument(value):
     return value.encoded() if isinstance(value, TensorMap) else ctypes.c_double(value)
 
 
-@cache
 def resident_clusters(source: str, name: str, cluster: int, block: int, shared: int, device: torch.device) -> int:
     """How many clusters of `cluster` blocks the GPU holds at once. A persistent kernel launched with more would run its
     last clusters alone at the end. Clusters do not cross the GPU's partitions: it is less than blocks / cluster."""
     if launches.noting() or cluster == 1:
         return gpu_of(device).multiprocessors // cluster
+    return _resident_clusters(source, name, cluster, block, shared, device)
+
+
+@cache
+def _resident_clusters(source: str, name: str, cluster: int, block: int, shared: int, device: torch.device) -> int:
     from cuda.core import LaunchConfig, Stream
 
     config = LaunchConfig(grid=1, cluster=cluster, block=block, shmem_size=shared)
@@ -222,12 +235,22 @@ def resident_clusters(source: str, name: str, cluster: int, block: int, shared: 
     return _kernel(source, name, device.index, shared).occupancy.max_active_clusters(config, stream=stream)
 
 
+_thread = threading.local()
+
+
+def _enter_context(device_index: int) -> None:
+    from cuda.core import Device
+
+    Device(device_index).set_current()
+    _thread.has_context = True
+
+
 def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0, cluster: int = 1) -> None:
     """Compile `source` (once) and launch the kernel `name`, a C++ name expression such as "scale<float>".
 
-    grid: blocks (with cluster > 1 a multiple of it); block: threads; args: the first is a tensor, whose GPU and current
-    stream are used; tensors arrive as pointers, int as `long long`, float as `double`, a `TensorMap` as itself. shared:
-    dynamic shared memory in bytes. Raises CompileError if NVRTC refuses the source.
+    grid: blocks (with cluster > 1 a multiple of it); block: threads; args: the first is a tensor on the current GPU,
+    whose current stream is used; tensors arrive as pointers, int as `long long`, float as `double`, a `TensorMap` as
+    itself. shared: dynamic shared memory in bytes. Raises CompileError if NVRTC refuses the source.
     """
     device = args[0].device
     if launches.noting():
@@ -236,6 +259,8 @@ def launch(source: str, name: str, grid: int, block: int, *args, shared: int = 0
         compile = partial(_binary, source, name, target(gpu_of(device).capability), block, shared)
         launches.note(launches.Launch(name, "cuda", (source,), (grid,), arguments, options, compile))
         return
+    if not hasattr(_thread, "has_context"):  # torch may not have given this thread one yet
+        _enter_context(device.index)
     # By the driver itself, as Triton does it: where kernels are short, what a call costs the CPU counts. And cuda.core
     # takes no tensor map that it has not made.
     stream = torch._C._cuda_getCurrentRawStream(device.index)

@@ -37,7 +37,7 @@ def forward_naive(x, weight, eps, residual=None):
     s = torch.empty_like(y) if residual is not None else y
     _launch(
         "rmsnorm_forward_naive", (TYPES[x.dtype], residual is not None), rows, 256,
-        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, columns, eps,
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, columns, float(eps),
     )  # fmt: skip
     return (y, rstd) if residual is None else (y, s, rstd)
 
@@ -65,7 +65,7 @@ def _forward(x, weight, eps, residual, kept, threads, held):
     vector = vector_width(x, weight, y) if residual is None else vector_width(x, residual, weight, y)
     _launch(
         "rmsnorm_forward", (TYPES[x.dtype], vector, threads, kept, held, residual is not None), x.shape[0], threads,
-        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, x.shape[1], eps,
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, x.shape[1], float(eps),
     )  # fmt: skip
     return (y, rstd) if residual is None else (y, s, rstd)
 
@@ -145,7 +145,8 @@ def _ring(columns: int, element_size: int, n_streams: int, shared_memory: int) -
         held = -(-slice_vectors // threads)
         blocks_per_sm = max(1, min(512 // threads, 8))
         slot = slice_vectors * VECTOR_BYTES * n_streams
-        stages = min(4, (shared_memory // blocks_per_sm - 2048) // slot)  # 2 KiB: barriers, scratch, the system's own
+        besides = 4096 if element_size == 8 else 2048  # bytes for barriers, scratch, the system's own
+        stages = min(4, (shared_memory // blocks_per_sm - besides) // slot)
         if slice_vectors <= 2048 and stages >= 2:
             return Ring(threads, next_power_of_2(held), stages, cluster, blocks_per_sm, stages * slot)
     return None

@@ -4,11 +4,14 @@ Rows go through a row stride in elements, columns have unit stride. Offsets are 
 elements.
 """
 
+import torch
 import triton
 import triton.language as tl
 
 from lab.backends.implementation import Implementation
 from lab.backends.triton.runtime import refuses_dtype, unavailable
+
+MOST_PROGRAMS = 65535  # of the second dimension of a grid
 
 # rows: a program reads a piece of a row and writes it down a column ---------------------------------------------------
 
@@ -27,6 +30,12 @@ def _by_rows(x):
     y = x.new_empty(columns, rows)
     _transpose_rows[(rows, triton.cdiv(columns, 1024))](x, x.stride(0), y, rows, columns, BLOCK=1024)
     return (y,)
+
+
+def _refuses_long_rows(x: torch.Tensor) -> str | None:
+    if max(x.shape) > MOST_PROGRAMS * 1024:
+        return f"x is {x.shape[0]} x {x.shape[1]}; expected at most {MOST_PROGRAMS * 1024} rows and columns"
+    return refuses_dtype(x)
 
 
 # tiles: a program reads a square, and writes it with rows and columns exchanged ---------------------------------------
@@ -57,7 +66,7 @@ LADDER = [
     Implementation(
         _by_rows, _by_rows, "rows",
         "a program reads 1024 neighbours of a row and writes each of them into another row",
-        unavailable, refuses_dtype,
+        unavailable, _refuses_long_rows,
     ),
     Implementation(
         _by_tiles, _by_tiles, "tiles",
