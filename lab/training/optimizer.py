@@ -67,8 +67,8 @@ class Optimizer:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take up a `state`; its tensors are on the weights' device. Raises KeyError for a weight that is not there, and
-        for one of which it lacks something: AdamW would begin with it anew."""
+        """Take up a `state`; its tensors are on the weights' device. Raises KeyError for a weight that is none of the
+        model's, and for one of which something is missing: AdamW would begin with it anew."""
         for name, value in state.items():
             weight, _, key = name.rpartition(".")
             self.adamw.state[self.weights[weight]][key] = value
