@@ -258,7 +258,7 @@ lab.check("rmsnorm.backward", backward)
 # %% [markdown]
 # ## 4. A row longer than a block
 #
-# **Overview.** A row of 65,536 columns does not fit the registers of a block. So the block's length is given, the row
+# **Overview.** A row of 65,536 columns, widened to float32, would fill a multiprocessor's registers. So the block's length is given, the row
 # passes through it piece by piece, and it passes twice: first for the sum of squares, then to be normalized.
 #
 # **Signature.** `long_rows(x, weight, eps, block) -> y`, as in 1; `block` is a power of two, and no load or store may be

@@ -176,7 +176,8 @@ lab.check("profiling.waiting_us", waiting_us)
 # %% [markdown]
 # ## 5. Launches or GPU
 #
-# **Overview.** A step is bound by launches if the GPU waits for them longer than it is busy; else it is bound by the GPU.
+# **Overview.** Launches take longer than kernels in many a step; they rule it where the GPU waits for them longer than it
+# is busy. Say so here: then a step is bound by launches, else by the GPU.
 #
 # **Signature.** `bound(trace) -> "launches" or "GPU"`
 

@@ -424,8 +424,8 @@ show(
 
 # %% [markdown]
 # No kernel spills. The naive Triton kernel takes shared memory as well, although it has no tile: the compiler loads
-# eight neighbours a thread, and stores elements in another order, so it exchanges them in between. From sm_90 on, the
-# system's own KiB is part of a block's count.
+# eight neighbours a thread, and stores elements in another order, so it exchanges them in between. Since Ampere the system
+# takes a KiB of each block for itself; from sm_90 on compilers count it, for kernels that use shared memory at all.
 #
 # ## How many blocks fit
 #

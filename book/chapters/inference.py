@@ -2,8 +2,8 @@
 # # Inference: prefill and decode
 #
 # **What you will see.** A model that writes text does two kinds of work: it reads the prompt, and then writes one token
-# after another. They are the same forward pass, and nothing that speeds up one helps the other. You predict both from
-# bytes and FLOPs, look at what the GPU took, and find out where the difference went.
+# after another. They are the same forward pass, and at their floors nothing that speeds up one helps the other. You predict
+# both from bytes and FLOPs, look at what the GPU took, and find out where the difference went.
 #
 # **What you need.** *The roofline*, and *An LLM in three hundred lines*, of which this is the measured half. No GPU: the
 # times are the published ones. **Reading time:** about 25 minutes.
@@ -161,11 +161,11 @@ def layers(phase):
 show(layers("prefill"), layers("decode"))
 
 # %% [markdown]
-# <details><summary>Question: the block's floor is less than the sum of its layers' floors. Why?</summary>
+# <details><summary>Question: in the prefill the block's floor is less than the sum of its layers' floors. Why?</summary>
 #
-# Each is counted as if it were one kernel: every input read once, every output written once. What one layer hands to the
-# next is an output and an input in the layers' counts, and neither in the block's. The difference is what fusing across
-# layers could save, at best.
+# A floor is the longer of two times, for bytes and for FLOPs, and each is counted as if it were one kernel. As one kernel
+# the block is compute-bound, and could move the bytes of its norms while it computes products. What one layer hands to
+# the next would lower the floor of a memory-bound whole as well; in the decode step it is too little to show.
 #
 # </details>
 #

@@ -785,7 +785,8 @@ show(
 #
 # Every row of the table that is below the ridge: norms, RoPE and SwiGLU do about one FLOP a byte, however long the prompt,
 # and at 512 tokens even attention stays below. They move a small part of the bytes, but they are kernels of their own: the
-# floor just given adds up each operator's own.
+# floor just given adds up each operator's own. And one product: the head is given the last token alone, and reads all of
+# its weight for it.
 #
 # </details>
 #

@@ -138,7 +138,7 @@ show(
 
 # %% [markdown]
 # This is what the first measurement of any model should be: the same step by both clocks. Where they agree, look at
-# kernels. Where they do not, no kernel that you could write will help.
+# kernels. Where they do not, no faster kernel will help, only fewer launches or cheaper ones.
 #
 # ## What a step launches
 #
@@ -245,10 +245,10 @@ show(
 )
 
 # %% [markdown]
-# Where it is off there are two reasons. A pass that waits for launches in one half and for kernels in the other takes
-# longer than the longer of the two sums; this is the place where both sums are alike. And a price is an average: what
-# writes into a cache, or prepares attention, takes more of the CPU's time than a norm does. The formula says what a
-# step is bound by; how long it takes to the microsecond it does not say.
+# Where it is off there are two reasons. In a short pass of many small operations and a few long ones launches and kernels
+# hardly overlap: what it takes is then nearer to the sum of both columns than to the longer of them. And a price is an
+# average: what writes into a cache, or prepares attention, takes more of the CPU's time than a norm does. The formula says
+# what a step is bound by; how long it takes to the microsecond it does not say.
 #
 # <details><summary>Question: torch.compile makes the launch-bound steps faster. Through better kernels?</summary>
 #
@@ -378,7 +378,7 @@ attention, feed = (task(SLICE, "decode", part) for part in ("self_attn", "mlp"))
 above = {workload: times(workload)[1] - measured(workload).floor_us for workload in (attention, feed)}
 assert above[attention] > 3 * above[feed]
 show(
-    f"In the decode step the two take about the same: {times(attention)[1]:.0f} and {times(feed)[1]:.0f} us. But the MLP is "
+    f"In the decode step attention takes {times(attention)[1]:.0f} us and the MLP {times(feed)[1]:.0f}. But the MLP is "
     f"near its floor, and a perfect one would save {above[feed]:.0f} us. A perfect attention would save {above[attention]:.0f}."
 )
 

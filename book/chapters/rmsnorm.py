@@ -221,7 +221,7 @@ show(f"**Outcome:** {percent('cuda:naive')}, and {percent('cuda:naive', shape=WI
 
 # %% [markdown]
 # **vectorized.** Each load takes 16 bytes, the most that one thread can ask for, and warps add up by shuffles: registers
-# passed between threads, one barrier in place of eight. The row is still read twice. **one_pass** keeps it in registers,
+# passed between threads, one barrier in place of nine. The row is still read twice. **one_pass** keeps it in registers,
 # as in Triton. One template serves both; `KEPT` says whether a row stays between its two uses.
 
 # %% tags=["remove-input"]
@@ -233,8 +233,8 @@ show(
     f"**Prediction** for vectorized: as Triton's fused. **Outcome:** {percent('cuda:vectorized')} and "
     f"{percent('cuda:vectorized', shape=WIDE)}. **Prediction** for one_pass: as Triton's. **Outcome:** "
     f"{percent('cuda:one_pass')} and {percent('cuda:one_pass', shape=WIDE)}.",
-    "Where CUDA earns its keep is the longest row. Triton widens what it loads to 32 bits, and of a row that fills the "
-    "registers so it must take two looks. CUDA keeps it as it was loaded, two numbers to a register (`stay_packed` tells "
+    "Where CUDA earns its keep is the longest row. Triton widens what it loads to 32 bits. A row of 65536 columns would "
+    "fill all registers so, and Triton has to read it twice. CUDA keeps it as it was loaded, two numbers to a register (`stay_packed` tells "
     "the compiler not to widen them early), 65536 columns to a block of 1024 threads. At 65536 columns: "
     f"{percent('triton:tuned', shape=LONG)} for Triton, {percent('cuda:one_pass', shape=LONG)} for CUDA.",
 )
@@ -376,15 +376,17 @@ PEERS = ["torch eager", "torch.compile", "liger", "quack", "triton:tuned", "cuda
 show(table(record, "rmsnorm", "forward", PEERS), table(record, "rmsnorm", "both", PEERS))
 
 # %% tags=["remove-input"]
+most_of_ours = max(100 * row.fraction for row in record.at("rmsnorm", "forward", WIDE) if row.timing and row.backend != "peer")
 show(
     "**Where it loses.**\n\n"
     f"- Forward at 65536 columns QuACK, which gives each row to a cluster of blocks, reaches {percent('quack', shape=LONG, digits=1)}; "
     f"ours, which gives it to one block, {percent('cuda:pipelined', shape=LONG, digits=1)}. Clusters of two to eight blocks were "
-    "tried here too, and the row in shared memory, and a ring of rows as in our backward pass: all were slower.\n"
-    f"- At 16384 columns no variant of ours got past {percent('triton:tuned', shape=WIDE, digits=1)}; torch.compile has "
+    "tried here too, and the row in shared memory, and a ring of rows as in our backward pass: all were slower, outside of any record.\n"
+    f"- At 16384 columns no variant of ours got past {most_of_ours:.1f}%; torch.compile has "
     f"{percent('torch.compile', shape=WIDE, digits=1)}.\n"
-    f"- At 64 rows (a decode step) everything is launch: {percent('triton:tuned', shape=(64, 4096))} of the ceiling is the "
-    "best that any of them reaches. Only doing less launching helps there: CUDA graphs, or fusing into a neighbour.\n"
+    f"- At 64 rows (a decode step) a kernel is done before memory is busy: {percent('triton:tuned', shape=(64, 4096))} of the ceiling is "
+    "what ours has. It starts, loads, adds and stores, each waiting for the one before. And the launch, which is not in this time, takes "
+    "the CPU longer than all that. So what helps is less of it: CUDA graphs, or fusing into a neighbour.\n"
     f"- At 16384x8192 forward torch.compile is ahead by a hair, {percent('torch.compile', shape=(16384, 8192), digits=1)} "
     f"to {percent('triton:tuned', shape=(16384, 8192), digits=1)}. Its kernel is compiled for exactly this shape, ours for any; whether that is the reason, we do not know.\n"
     f"- Triton's backward at 16384 columns ({percent('triton:tuned', 'backward', TRAIN_WIDE)}) beats our own CUDA "
@@ -435,7 +437,8 @@ show(f"On an {inside.environment.gpu}:", Table([MODEL, "norm alone", "share %", 
 # As called, the faster kernel loses. Everything here is so short that the CPU cannot launch it as fast as the GPU
 # finishes it, and a call through our registry, Python around a Triton launch, costs more CPU time than PyTorch's. In a
 # graph, against eager PyTorch, the norm's gain is there, and of the model's time it is the few percent that its share
-# allows, as predicted. Under torch.compile PyTorch's norm is a kernel that the compiler may fuse with its neighbours,
+# allows, as predicted. As called, the law does not hold: CPU and GPU work side by side in a model, so what the norm's caller
+# waits for is no share of what the model's waits for. Under torch.compile PyTorch's norm is a kernel that the compiler may fuse with its neighbours,
 # while ours stays as it is and lets nothing in; by itself it is no faster there.
 
 # %% tags=["remove-input"]

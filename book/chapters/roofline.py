@@ -311,11 +311,11 @@ show(
 # cache, so that it cannot.
 #
 # **The flat part is not one ceiling.** The rate was measured with a matrix product on
-# [tensor cores](../glossary.md#tensor-core). Exponentials, sums and whatever else is no product run on other units, which
-# are far slower:
+# [tensor cores](../glossary.md#tensor-core). Whatever is no product runs on other units, which are far slower: for sums
 # the [datasheets](../references.md) of the H100 and the H200 have 67 TFLOP/s for float32. <!-- datasheet -->
-# For an operator of a few FLOPs a byte that is still plenty; attention, which needs a softmax between two products, must
-# hide the one behind the others.
+# Exponentials are slower still: a multiprocessor begins 16 of them in a cycle, and 128 additions. For an operator of a few
+# FLOPs a byte that is still plenty; attention, which needs a softmax between two products, must hide the one behind the
+# others.
 #
 # ## Take-away
 #

@@ -285,6 +285,11 @@ def outcome(compiled):
         f"**Outcome.** Of {len(found)} rows {len(near)} are what was predicted, but for noise. Furthest off is the "
         f"{called(worst)} with our {WITH[name]}: expected {worst.expected:.3f}, measured {worst.measured:.3f}."
     )
+    unchanged = [each for each in found if abs(each[1].measured - 1) <= NOISE[called(each[1])]]
+    text += (
+        f" Mind how little that proves: \"nothing changes\" is right in {len(unchanged)} of the {len(found)} rows as well. Most of the "
+        "changes that the law predicts are smaller than the noise."
+    )
     for name, step in found:
         if called(step) == "training step":
             text += (
@@ -435,10 +440,11 @@ show(
 # %% [markdown]
 # There are two ways to lose. A **slower kernel** is slower by itself, and that can be mended in the kernel (*and
 # more*: the whole loses more than this explains). **Lost around the kernel** means that the kernel is no slower, and the
-# whole is: torch.compile sees into its own norm, and may let what stands before or behind it run in the same kernel. Ours
-# is one operator to it, which it launches and does not look into: what goes in has been written to memory, and what comes
-# out will be read from there. In a compiled model a kernel of one's own pays where it does what the compiler does not do,
-# and hardly where it does the same.
+# whole is. In a block or a model that can be a lost fusion: torch.compile sees into its own norm, and may let what stands
+# before or behind it run in the same kernel; ours is one operator to it, whose input has been written to memory, and whose
+# output will be read from there. In a layer by itself nothing stands there, and it is one of the reasons below: the kernels
+# were timed with a cold cache, the layer with a warm one. In a compiled model a kernel of one's own pays where it does what
+# the compiler does not do, and hardly where it does the same.
 #
 # ## Where the law is off, and why
 #
@@ -543,9 +549,12 @@ show(Table(["ms", "eager, clock", "eager, GPU", "compiled, clock", "compiled, GP
 
 # %% tags=["remove-input"]
 LATE = 1.1  # from there on the GPU has waited for the CPU
-late = list(dict.fromkeys(f"{whole}, {how(compiled)}" for (whole, _, compiled), ratio in waits.items() if ratio > LATE))
-if late:
-    show(f"The GPU waits for the CPU here: {'; '.join(late)}. What counts there is how many calls there are, and what one costs the CPU.")
+late = {by: [f"{whole}, {how(compiled)}" for (whole, name, compiled), ratio in waits.items() if ratio > LATE and name == by]
+        for by in ("torch", "both")}
+if late["torch"] or late["both"]:
+    theirs_late, ours_late = ("; ".join(late[by]) or "none" for by in ("torch", "both"))
+    show(f"The GPU waits for the CPU here, with PyTorch's operators: {theirs_late}. With ours: {ours_late}. What counts there is how many calls "
+         "there are, and what one costs the CPU.")
 else:
     show("Here the GPU is never kept waiting by much, and both clocks tell the same gains.")
 theirs, ours = measured("norm"), measured("norm", SWAPS["norms"])
@@ -558,7 +567,8 @@ if theirs and ours:
 turned = [(name, called(step)) for name, backend in SWAPS.items() for step in steps(record, backend, False)
           if step.measured and step.measured > 1 + NOISE[called(step)] and step.clock < 1 - NOISE[called(step)]]
 if turned:
-    show(f"Faster on the GPU and slower by the clock, in eager mode: {by_swap(turned)}. A CUDA graph or torch.compile takes that price away; a larger batch hides it.")
+    show(f"Faster on the GPU and slower by the clock, in eager mode: {by_swap(turned)}. A CUDA graph takes that price away, a larger batch hides it; torch.compile "
+         "makes PyTorch's launches cheaper, and ours not.")
 else:
     show("No swap that makes an eager whole faster on the GPU makes it slower by the clock.")
 
@@ -605,6 +615,9 @@ for whole, (_, first, gain, furthest, others) in next_steps.items():
     show(text)
 
 # %% [markdown]
+# (AdamW's floor is one pass over weights and moments; *Training it* counts the passes that clipping and a separate copy of
+# the weights take, and with those less is to be had in the step's rest.)
+#
 # The last column is the whole's gain if that part came down to its floor and all else stayed: an upper bound, and for
 # a product near the ceiling or a norm near the copy one that cannot be had in full. It is also short of one thing: a
 # floor belongs to an operator. Two operators in one kernel have a lower one than two kernels, and that is what
