@@ -430,8 +430,9 @@ show(
 # ## How many blocks fit
 #
 # A multiprocessor takes a block if it has room for its warps, for its registers and for its shared memory, and if it has
-# not reached its number of blocks. What runs out first decides. The warps that are on it, of the most that it can hold, are
-# the kernel's [occupancy](../glossary.md#occupancy). For an H100:
+# not reached its number of blocks. What runs out first decides. (Registers are given out by eights to a thread: one that
+# takes 33 has 40.) The warps that are on it, of the most that it can hold, are the kernel's
+# [occupancy](../glossary.md#occupancy). For an H100:
 
 # %% tags=["remove-input"]
 show(

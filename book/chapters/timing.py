@@ -261,7 +261,7 @@ show(
     f"first section, timed with events, the interval is from {sampled.ci_low_us:.0f} to {sampled.ci_high_us:.0f} us, and the last "
     f"{len(above)} took from {min(above):.0f} to {max(above):.0f}. Something had changed, and stayed changed. Had sampling begun "
     "there, the interval would be around those, and as sure of itself. And where sampling stops because the interval has become "
-    "narrow, it is narrow by luck a little too often: then 95% is somewhat less. The next two sections are about what changes."
+    "narrow, it is narrow by luck a little too often: then one may be a little less sure of it than said. The next two sections are about what changes."
 )
 
 # %% [markdown]
