@@ -122,8 +122,8 @@ lab.check("gpu.loads_in_flight", loads_in_flight)
 # ## 4. Blocks on a multiprocessor
 #
 # **Overview.** A multiprocessor holds 2048 threads, 32 blocks, 65,536 registers and 228 KiB of shared memory. A block of
-# `threads` threads takes `registers` registers, a multiple of eight, for each of them, and `shared` bytes of shared memory. How many blocks does
-# it hold at a time?
+# `threads` threads takes `registers` registers for each of them, a multiple of eight, and `shared` bytes of shared memory.
+# How many blocks does it hold at a time?
 #
 # **Signature.** `blocks(threads, registers, shared) -> int`
 
