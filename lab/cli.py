@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 from lab.backends import registry
 from lab.backends.hardware import default_device, gpu_of, half_dtype
@@ -42,16 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["check"]:
         from lab.check import main as check
 
-        return check(argv[1:])
+        return _exit_code("check", lambda: check(argv[1:]))
     arguments = _parser().parse_args(argv)
+    return _exit_code(arguments.name, lambda: arguments.command(arguments))
+
+
+def _exit_code(name: str, command: Callable[[], int]) -> int:
+    """That of a command; what it cannot do is said in a line."""
     try:
-        return arguments.command(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError, BackendUnavailable, CannotTime) as error:
-        print(f"lab {arguments.name}: {error}", file=sys.stderr)
-        return 2
+        code = command()
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing is left to say at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, OSError, SafetensorError, FloatingPointError, BackendUnavailable, CannotTime) as error:
+        print(f"lab {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lab {name}: interrupted", file=sys.stderr)
+        return 130  # as a shell has it: 128 + SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,6 +296,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     else:
         raise ValueError(f"--op is missing; expected one of {', '.join(registry.operators())}")
     if arguments.smoke and not torch.cuda.is_available():
+        if arguments.json or arguments.csv:
+            raise ValueError("--json and --csv write what was timed, and this machine has no GPU to time on")
         return _without_gpu(experiments)
     timing.require_gpu()
     from lab.benchmark.experiments import run
@@ -582,6 +595,8 @@ def _profile(arguments: argparse.Namespace) -> int:
     by_default = half_dtype(device) if device.type == "cuda" else torch.float32
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else by_default
     what = f"{arguments.model}, {arguments.phase}, {batch} x {tokens} tokens"
+    if arguments.trace and arguments.trace.is_dir():  # before the time is spent
+        raise ValueError(f"--trace is {str(arguments.trace)!r}, a folder; expected a file")
     if arguments.ncu:
         return _count(arguments, config, dtype, what)
     if arguments.mark and device.type != "cuda":

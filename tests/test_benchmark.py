@@ -918,6 +918,19 @@ def test_ladder_table_fits_a_terminal(record):
     assert max(map(len, shown.text().splitlines())) <= 80
 
 
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    figures.Figure("<svg/>", "old").save(tmp_path / "f.svg")
+
+    def full(self, text):
+        self.write_bytes(b"<s")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        figures.Figure("<svg>new</svg>", "new").save(tmp_path / "f.svg")
+    assert (tmp_path / "f.svg").read_text() == "<svg/>" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_figures_are_the_same_each_time_and_speak(record):
     first, again = (figures.ladder(record, "rmsnorm", "forward", (200, 64)) for _ in range(2))
     assert first.svg == again.svg

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from lab import cli
 from lab.backends import registry
@@ -27,6 +28,31 @@ def run(capsys, *argv):
     code = cli.main(argv)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+@pytest.mark.parametrize(
+    "raised, code, says",
+    [
+        (IsADirectoryError(21, "Is a directory", "/x"), 2, "lab ops: [Errno 21] Is a directory: '/x'\n"),
+        (NotADirectoryError(20, "Not a directory", "/x/y"), 2, "lab ops: [Errno 20] Not a directory: '/x/y'\n"),
+        (SafetensorError("no space left"), 2, "lab ops: no space left\n"),
+        (KeyboardInterrupt(), 130, "lab ops: interrupted\n"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_line(capsys, monkeypatch, raised, code, says):
+    def fail(arguments):
+        raise raised
+
+    monkeypatch.setattr(cli, "_ops", fail)
+    assert run(capsys, "ops") == (code, "", says)
+
+
+def test_check_says_what_goes_wrong_in_a_line(capsys, monkeypatch):
+    def fail(arguments):
+        raise PermissionError(13, "Permission denied", "/x")
+
+    monkeypatch.setattr(sys.modules["lab.check"], "main", fail)  # `lab.check` is the function
+    assert run(capsys, "check") == (2, "", "lab check: [Errno 13] Permission denied: '/x'\n")
 
 
 def test_ops_lists_everything_in_80_columns(capsys):
@@ -75,6 +101,7 @@ def test_ops_says_why_a_rung_cannot_run(capsys, monkeypatch):
         (["record", "nothing"], "lab record: unknown experiment 'nothing'; expected one of baseline_torch"),
         (["reproduce", "nothing"], "lab reproduce: unknown experiment 'nothing'"),
         (["report", "nothing"], "lab report: no published record of experiment 'nothing'"),
+        (["profile", "--model", "tiny", "--trace", "/"], "lab profile: --trace is '/', a folder; expected a file"),
         (["report"], "lab report: expected either the NAME of an experiment or --all"),
     ],
 )
@@ -97,6 +124,13 @@ def test_smoke_without_a_gpu_says_that_nothing_was_timed(capsys):
     assert out.splitlines()[-1] == "Nothing was timed: this machine has no GPU."
     assert "rmsnorm: the config is valid" in out and "bench-add_rmsnorm: the config is valid" in out
     assert "268.4" in out  # MB: 16384 x 4096 bfloat16 in and out, and the weight
+
+
+@no_gpu
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_smoke_without_a_gpu_has_nothing_to_write(capsys, tmp_path, flag):
+    code, out, err = run(capsys, "bench", "--smoke", "--op", "rmsnorm", flag, str(tmp_path / "f"))
+    assert (code, out) == (2, "") and err.startswith("lab bench: --json and --csv write what was timed, and")
 
 
 @no_gpu
