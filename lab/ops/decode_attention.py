@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lab.backends.registry import get_op
 from lab.backends.rows import accumulation_dtype
-from lab.ops.operator import Cost, Operator, require_floating, seeded
+from lab.ops.operator import Cost, Operator, is_finite, require_floating, seeded
 
 
 def decode_attention(
@@ -77,7 +77,7 @@ class DecodeAttention(Operator):
             raise ValueError(f"{self.name}: lengths has shape {tuple(lengths.shape)}; expected ({batch},)")
         if lengths.device != q.device:
             raise ValueError(f"{self.name}: lengths is on {lengths.device}; expected q's device {q.device}")
-        if scale is not None and not (isinstance(scale, (int, float)) and -math.inf < scale < math.inf):
+        if scale is not None and not is_finite(scale):
             raise ValueError(f"{self.name}: scale is {scale!r}; expected a finite number or None")
 
     def _scores(self, q, k, lengths, scale):
