@@ -481,6 +481,21 @@ def test_a_checkpoint_broken_by_others_is_named(tmp_path, name):
         training.train(config(), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("text", ["", "garbage\n", "[]\n", "{}\n"])
+def test_broken_metrics_are_named(tmp_path, text):
+    training.train(config(), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: (cannot be read|expected lines of JSON objects)"):
+        training.train(config(), tmp_path, resume=True)
+
+
+def test_a_state_that_is_no_object_is_named(tmp_path):
+    path = training.train(config(), tmp_path)
+    (path / "training.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"training.json: is a list; expected a JSON object"):
+        training.train(config(), tmp_path, resume=True)
+
+
 def test_a_checkpoint_without_the_state_of_a_weight_is_refused(tmp_path):
     """AdamW would begin anew with that weight, and nobody would know."""
     file = training.train(config(), tmp_path) / "optimizer.safetensors"
