@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     ops = commands.add_parser("ops", help="operators, backends, rungs, and what can run here")
     ops.add_argument("op", nargs="?", metavar="OP", help="one operator (default: all)")
     ops.add_argument("--resources", action="store_true", help="registers, spills and shared memory per architecture")
-    ops.add_argument("--shape", help="with --resources: such as 4096x65536 (default: the operator's first)")
+    ops.add_argument("--shape", help="with --resources: such as 4096x65536, or of one OP a name (default: its first)")
     ops.add_argument("--model", metavar="MODEL", help="what a model's modules run on: a folder, or a shape's name")
     ops.add_argument("--backend", metavar="CHOICE", help='with --model: such as "torch,rmsnorm=triton"')
     ops.add_argument("--json", action="store_true", help="print JSON")
@@ -180,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ops(arguments: argparse.Namespace) -> int:
     names = [registry.operator(arguments.op).name] if arguments.op else list(registry.operators())
+    if arguments.model and (arguments.op or arguments.resources or arguments.json):
+        raise ValueError("--model goes with neither OP nor --resources nor --json")
     if arguments.resources:
         return _resources(arguments, names)
     if arguments.shape:
@@ -215,7 +217,16 @@ def _ops(arguments: argparse.Namespace) -> int:
 def _resources(arguments: argparse.Namespace, names: list[str]) -> int:
     from lab.profiling import resources
 
-    measured = resources.measure(names, tuple(_shape(arguments.shape)) if arguments.shape else None)
+    shape = None
+    if arguments.shape:
+        named = registry.operator(arguments.op).shapes if arguments.op else {}
+        shape = tuple(named.get(arguments.shape) or _shape(arguments.shape))
+    try:
+        measured = resources.measure(names if arguments.op else (), shape)
+    except resources.ResourceError as error:
+        raise ValueError(str(error)) from error
+    if shape:
+        names = [name for name in names if len(shape) == len(registry.operator(name).dims)]
     if arguments.json:
         print(json.dumps(asdict(measured), indent=2))
         return 0
@@ -341,10 +352,12 @@ def _ad_hoc(arguments: argparse.Namespace, op: str) -> Experiment:
 
 
 def _shape(text: str) -> list[int]:
-    try:
-        return [int(size) for size in text.lower().split("x")]
-    except ValueError:
-        raise ValueError(f"--shape is {text!r}; expected sizes such as 16384x4096, or a shape's name") from None
+    if not re.fullmatch(r"\d+(x\d+)*", text.lower()):
+        raise ValueError(f"--shape is {text!r}; expected sizes such as 16384x4096, or a shape's name")
+    sizes = [int(size) for size in text.lower().split("x")]
+    if not all(1 <= size < 2**31 for size in sizes):
+        raise ValueError(f"--shape is {text!r}; expected sizes of at least 1 and below 2^31")
+    return sizes
 
 
 def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:

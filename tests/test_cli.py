@@ -75,6 +75,32 @@ def test_ops_as_json(capsys):
         assert [rung["rung"] for rung in rungs] == [rung.rung for rung in registry.ladder("rmsnorm", backend)]
 
 
+@pytest.mark.parametrize(
+    "argv, asked",
+    [
+        (["rmsnorm", "--shape", "llama3-8b"], (["rmsnorm"], (16384, 4096))),
+        (["--shape", "8x16"], ((), (8, 16))),  # of all that it fits
+    ],
+)
+def test_the_shape_of_resources(capsys, monkeypatch, argv, asked):
+    from lab.profiling import resources
+
+    calls = []
+    monkeypatch.setattr(resources, "measure", lambda *args: calls.append(args) or resources.Published({}, ()))
+    code, out, _ = run(capsys, "ops", "--resources", *argv)
+    assert code == 0 and calls == [asked] and "\nrmsnorm: " in out and "\nattention: " not in out
+
+
+def test_a_kernel_that_does_not_compile_is_no_traceback(capsys, monkeypatch):
+    from lab.profiling import resources
+
+    def fail(*args):
+        raise resources.ResourceError("sm_75: no")
+
+    monkeypatch.setattr(resources, "measure", fail)
+    assert run(capsys, "ops", "rmsnorm", "--resources") == (2, "", "lab ops: sm_75: no\n")
+
+
 def test_ops_says_why_a_rung_cannot_run(capsys, monkeypatch):
     registry.backends()
     monkeypatch.setattr(registry, "_ladders", dict(registry._ladders))
@@ -102,6 +128,13 @@ def test_ops_says_why_a_rung_cannot_run(capsys, monkeypatch):
         (["reproduce", "nothing"], "lab reproduce: unknown experiment 'nothing'"),
         (["report", "nothing"], "lab report: no published record of experiment 'nothing'"),
         (["profile", "--model", "tiny", "--trace", "/"], "lab profile: --trace is '/', a folder; expected a file"),
+        (["ops", "rmsnorm", "--resources", "--shape", "0x0"], "--shape is '0x0'; expected sizes of at least 1"),
+        (["ops", "rmsnorm", "--resources", "--shape=-1x4"], "--shape is '-1x4'; expected sizes such as"),
+        (["ops", "rmsnorm", "--resources", "--shape", f"4x{2**64}"], "expected sizes of at least 1 and below 2^31"),
+        (["ops", "--resources", "--shape", "x".join("1" * 9)], "shape is 1x1x1x1x1x1x1x1x1; no operator has so many"),
+        (["ops", "rmsnorm", "--model", "tiny"], "lab ops: --model goes with neither OP nor --resources nor --json"),
+        (["ops", "--model", "tiny", "--json"], "lab ops: --model goes with neither OP nor --resources nor --json"),
+        (["ops", "--model", "tiny", "--resources"], "lab ops: --model goes with neither OP nor"),
         (["report"], "lab report: expected either the NAME of an experiment or --all"),
     ],
 )
