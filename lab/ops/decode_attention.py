@@ -65,6 +65,8 @@ class DecodeAttention(Operator):
             raise ValueError(
                 f"{self.name}: k has shape {tuple(k.shape)}; expected ({batch}, kv_heads, keys, {head_dim}), as q"
             )
+        if head_dim == 0:
+            raise ValueError(f"{self.name}: q has shape {tuple(q.shape)}; expected a head_dim of at least 1")
         if v.shape != k.shape:
             raise ValueError(f"{self.name}: v has shape {tuple(v.shape)}; expected k's shape {tuple(k.shape)}")
         if k.shape[1] == 0 or heads % k.shape[1]:

@@ -176,6 +176,8 @@ def require_floating(op: str, **tensors: Tensor) -> None:
         names = ", ".join(str(dtype) for dtype in FLOATING)
         raise TypeError(f"{op}: {first_name} has dtype {first.dtype}; expected one of {names}")
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{op}: {name} has layout {tensor.layout}; expected torch.strided")
         if tensor.dtype != first.dtype:
             raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; expected {first_name}'s dtype {first.dtype}")
         if tensor.device != first.device:
