@@ -577,6 +577,8 @@ def _load(arguments: argparse.Namespace, backend: str) -> LLM:
 def _generate(arguments: argparse.Namespace) -> int:
     from lab.core import Sampling, checkpoint, generate_text
 
+    if re.search("[\ud800-\udfff]", arguments.prompt):  # how Python holds bytes that are not UTF-8
+        raise ValueError(f"--prompt is {arguments.prompt!r}; expected UTF-8")
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     if arguments.model is None:
         arguments.model = checkpoint.SHIPPED / OWN_MODEL

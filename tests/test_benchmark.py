@@ -814,6 +814,12 @@ def test_a_record_without_environment_is_named(tmp_path):
             records.environments(tmp_path)
 
 
+def test_a_record_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"schema": "\xff"}')
+    with pytest.raises(records.RecordError, match=r"a\.json: is not JSON: 'utf-8' codec"):
+        records.read(tmp_path / "a.json")
+
+
 def test_publish_elsewhere_leaves_the_checkout_alone(house, record):
     before = {path: path.read_text() for path in house.rglob("*") if path.is_file()}
     output = house / "elsewhere"

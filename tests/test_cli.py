@@ -323,6 +323,11 @@ def test_export(capsys, model_folder, tmp_path):
         (["ops", "--model", "tiny", "--backend", "x"], "lab ops: unknown backend 'x'"),
         (["generate", "--model", "nowhere", "--prompt", "a"], "lab generate: --model is 'nowhere'; expected a folder"),
         (["generate", "--model", "{}", "--prompt", ""], "lab generate: prompts: expected at least one"),
+        (["generate", "--prompt", "\udcff"], "lab generate: --prompt is '\\udcff'; expected UTF-8"),
+        (
+            ["generate", "--prompt", "A", "--seed", str(2**70)],
+            f"lab generate: seed is {2**70}; expected a whole number",
+        ),
         (["generate", "--model", "{}", "--prompt", "A", "--top-p", "2"], "lab generate: top_p is 2.0; expected"),
         (
             ["generate", "--model", "{}", "--prompt", "A", "--max-new-tokens", "999"],

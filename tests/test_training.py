@@ -449,6 +449,24 @@ def test_another_config_cannot_resume(tmp_path, changes, message):
     assert entries(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("? [a, b]\n: 1\n", r"c.yaml: the key in line 1 is a sequence; expected a text"),
+        ("a: 2026-13-45\n", r"c.yaml: month must be in 1..12"),
+    ],
+)
+def test_yaml_that_python_cannot_hold_names_the_file(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        training.load(tmp_path / "c.yaml")
+
+
+def test_a_seed_that_pytorch_cannot_take():
+    with pytest.raises(ConfigError, match=rf"seed is {2**70}; expected a whole number below 2\^63"):
+        config(seed=2**70)
+
+
 def test_a_key_that_is_gone_cannot_resume(tmp_path):
     training.train(config(model__tie_word_embeddings=True), tmp_path)
     with pytest.raises(ConfigError, match=r"model.tie_word_embeddings is None; expected True, with which"):
