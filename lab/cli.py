@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
 from lab.backends import registry
 from lab.backends.hardware import default_device, gpu_of, half_dtype
@@ -42,16 +43,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[:1] == ["check"]:
         from lab.check import main as check
 
-        return check(argv[1:])
+        return _exit_code("check", lambda: check(argv[1:]))
     arguments = _parser().parse_args(argv)
+    return _exit_code(arguments.name, lambda: arguments.command(arguments))
+
+
+def _exit_code(name: str, command: Callable[[], int]) -> int:
+    """That of a command; what it cannot do is said in a line."""
     try:
-        return arguments.command(arguments)
-    except (ValueError, FileNotFoundError, FloatingPointError, BackendUnavailable, CannotTime) as error:
-        print(f"lab {arguments.name}: {error}", file=sys.stderr)
-        return 2
+        code = command()
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing is left to say at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, OSError, SafetensorError, FloatingPointError, BackendUnavailable, CannotTime) as error:
+        print(f"lab {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lab {name}: interrupted", file=sys.stderr)
+        return 130  # as a shell has it: 128 + SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     ops = commands.add_parser("ops", help="operators, backends, rungs, and what can run here")
     ops.add_argument("op", nargs="?", metavar="OP", help="one operator (default: all)")
     ops.add_argument("--resources", action="store_true", help="registers, spills and shared memory per architecture")
-    ops.add_argument("--shape", help="with --resources: such as 4096x65536 (default: the operator's first)")
+    ops.add_argument("--shape", help="with --resources: such as 4096x65536, or of one OP a name (default: its first)")
     ops.add_argument("--model", metavar="MODEL", help="what a model's modules run on: a folder, or a shape's name")
     ops.add_argument("--backend", metavar="CHOICE", help='with --model: such as "torch,rmsnorm=triton"')
     ops.add_argument("--json", action="store_true", help="print JSON")
@@ -169,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ops(arguments: argparse.Namespace) -> int:
     names = [registry.operator(arguments.op).name] if arguments.op else list(registry.operators())
+    if arguments.model and (arguments.op or arguments.resources or arguments.json):
+        raise ValueError("--model goes with neither OP nor --resources nor --json")
     if arguments.resources:
         return _resources(arguments, names)
     if arguments.shape:
@@ -204,7 +217,16 @@ def _ops(arguments: argparse.Namespace) -> int:
 def _resources(arguments: argparse.Namespace, names: list[str]) -> int:
     from lab.profiling import resources
 
-    measured = resources.measure(names, tuple(_shape(arguments.shape)) if arguments.shape else None)
+    shape = None
+    if arguments.shape:
+        named = registry.operator(arguments.op).shapes if arguments.op else {}
+        shape = tuple(named.get(arguments.shape) or _shape(arguments.shape))
+    try:
+        measured = resources.measure(names if arguments.op else (), shape)
+    except resources.ResourceError as error:
+        raise ValueError(str(error)) from error
+    if shape:
+        names = [name for name in names if len(shape) == len(registry.operator(name).dims)]
     if arguments.json:
         print(json.dumps(asdict(measured), indent=2))
         return 0
@@ -285,6 +307,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     else:
         raise ValueError(f"--op is missing; expected one of {', '.join(registry.operators())}")
     if arguments.smoke and not torch.cuda.is_available():
+        if arguments.json or arguments.csv:
+            raise ValueError("--json and --csv write what was timed, and this machine has no GPU to time on")
         return _without_gpu(experiments)
     timing.require_gpu()
     from lab.benchmark.experiments import run
@@ -328,10 +352,12 @@ def _ad_hoc(arguments: argparse.Namespace, op: str) -> Experiment:
 
 
 def _shape(text: str) -> list[int]:
-    try:
-        return [int(size) for size in text.lower().split("x")]
-    except ValueError:
-        raise ValueError(f"--shape is {text!r}; expected sizes such as 16384x4096, or a shape's name") from None
+    if not re.fullmatch(r"\d+(x\d+)*", text.lower()):
+        raise ValueError(f"--shape is {text!r}; expected sizes such as 16384x4096, or a shape's name")
+    sizes = [int(size) for size in text.lower().split("x")]
+    if not all(1 <= size < 2**31 for size in sizes):
+        raise ValueError(f"--shape is {text!r}; expected sizes of at least 1 and below 2^31")
+    return sizes
 
 
 def _ad_hoc_model(arguments: argparse.Namespace) -> Experiment:
@@ -551,6 +577,8 @@ def _load(arguments: argparse.Namespace, backend: str) -> LLM:
 def _generate(arguments: argparse.Namespace) -> int:
     from lab.core import Sampling, checkpoint, generate_text
 
+    if re.search("[\ud800-\udfff]", arguments.prompt):  # how Python holds bytes that are not UTF-8
+        raise ValueError(f"--prompt is {arguments.prompt!r}; expected UTF-8")
     sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     if arguments.model is None:
         arguments.model = checkpoint.SHIPPED / OWN_MODEL
@@ -582,6 +610,8 @@ def _profile(arguments: argparse.Namespace) -> int:
     by_default = half_dtype(device) if device.type == "cuda" else torch.float32
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else by_default
     what = f"{arguments.model}, {arguments.phase}, {batch} x {tokens} tokens"
+    if arguments.trace and arguments.trace.is_dir():  # before the time is spent
+        raise ValueError(f"--trace is {str(arguments.trace)!r}, a folder; expected a file")
     if arguments.ncu:
         return _count(arguments, config, dtype, what)
     if arguments.mark and device.type != "cuda":

@@ -23,6 +23,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConfigError(f"the key in line {key.start_mark.line + 1} is a {key.id}; expected a text")
             if key.value in seen:
                 raise ConfigError(f"{key.value} is given twice, again in line {key.start_mark.line + 1}; expected once")
             seen.add(key.value)
@@ -43,7 +45,7 @@ def read(path: Path, parse: Callable[[object], T]) -> T:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except ConfigError as error:
+    except ValueError as error:  # PyYAML's own too, such as for a day that no month has
         raise ConfigError(f"{path}: {error}") from None
 
 
@@ -70,6 +72,13 @@ def integer(value: object, where: str, least: int) -> int:
     require(valid, where, value, f"a whole number of at least {least}")
     assert isinstance(value, int)
     return value
+
+
+def seed(value: object, where: str) -> int:
+    """One that PyTorch takes."""
+    valid = integer(value, where, 0)
+    require(valid < 2**63, where, value, "a whole number below 2^63")
+    return valid
 
 
 def number(value: object, where: str, allowed: Callable[[float], bool], expected: str) -> float:

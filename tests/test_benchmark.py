@@ -814,6 +814,12 @@ def test_a_record_without_environment_is_named(tmp_path):
             records.environments(tmp_path)
 
 
+def test_a_record_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"schema": "\xff"}')
+    with pytest.raises(records.RecordError, match=r"a\.json: is not JSON: 'utf-8' codec"):
+        records.read(tmp_path / "a.json")
+
+
 def test_publish_elsewhere_leaves_the_checkout_alone(house, record):
     before = {path: path.read_text() for path in house.rglob("*") if path.is_file()}
     output = house / "elsewhere"
@@ -916,6 +922,19 @@ def test_ladder_table_fits_a_terminal(record):
     assert next(row for row in shown.rows if row[0] == "fake:right")[5] == "1.25"
     assert shown.best == {(5, 1)}
     assert max(map(len, shown.text().splitlines())) <= 80
+
+
+def test_a_figure_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    figures.Figure("<svg/>", "old").save(tmp_path / "f.svg")
+
+    def full(self, text):
+        self.write_bytes(b"<s")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        figures.Figure("<svg>new</svg>", "new").save(tmp_path / "f.svg")
+    assert (tmp_path / "f.svg").read_text() == "<svg/>" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_figures_are_the_same_each_time_and_speak(record):

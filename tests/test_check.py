@@ -474,6 +474,19 @@ def test_every_exercise_is_unanswered_at_first(folder):
     assert set(check().verdicts.values()) == {progress.UNANSWERED}
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"roofline.bound": 1}', "\udcff"])
+def test_broken_progress_is_no_progress(folder, text):
+    (folder / ".progress").mkdir()
+    (folder / ".progress" / "verdicts.json").write_text(text, errors="surrogateescape")
+    assert set(check().verdicts.values()) == {progress.UNCHECKED}
+
+
+def test_a_file_that_is_not_utf8_may_be_empty_too(folder):
+    text = (ROOT / "exercises" / "roofline.py").read_bytes()
+    (folder / "roofline.py").write_bytes(b"# \xff\n" + text)
+    assert check().verdicts["roofline.bound"] == progress.UNANSWERED
+
+
 @pytest.mark.cpu
 def test_a_notebook_keeps_its_verdicts_and_a_script_does_not(folder, monkeypatch):
     passes = exercises()["roofline.bound"].answer

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from lab import cli
 from lab.backends import registry
@@ -27,6 +28,31 @@ def run(capsys, *argv):
     code = cli.main(argv)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+@pytest.mark.parametrize(
+    "raised, code, says",
+    [
+        (IsADirectoryError(21, "Is a directory", "/x"), 2, "lab ops: [Errno 21] Is a directory: '/x'\n"),
+        (NotADirectoryError(20, "Not a directory", "/x/y"), 2, "lab ops: [Errno 20] Not a directory: '/x/y'\n"),
+        (SafetensorError("no space left"), 2, "lab ops: no space left\n"),
+        (KeyboardInterrupt(), 130, "lab ops: interrupted\n"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_line(capsys, monkeypatch, raised, code, says):
+    def fail(arguments):
+        raise raised
+
+    monkeypatch.setattr(cli, "_ops", fail)
+    assert run(capsys, "ops") == (code, "", says)
+
+
+def test_check_says_what_goes_wrong_in_a_line(capsys, monkeypatch):
+    def fail(arguments):
+        raise PermissionError(13, "Permission denied", "/x")
+
+    monkeypatch.setattr(sys.modules["lab.check"], "main", fail)  # `lab.check` is the function
+    assert run(capsys, "check") == (2, "", "lab check: [Errno 13] Permission denied: '/x'\n")
 
 
 def test_ops_lists_everything_in_80_columns(capsys):
@@ -47,6 +73,32 @@ def test_ops_as_json(capsys):
     for backend in registry.backends():
         rungs = about["rmsnorm"]["backends"][backend]
         assert [rung["rung"] for rung in rungs] == [rung.rung for rung in registry.ladder("rmsnorm", backend)]
+
+
+@pytest.mark.parametrize(
+    "argv, asked",
+    [
+        (["rmsnorm", "--shape", "llama3-8b"], (["rmsnorm"], (16384, 4096))),
+        (["--shape", "8x16"], ((), (8, 16))),  # of all that it fits
+    ],
+)
+def test_the_shape_of_resources(capsys, monkeypatch, argv, asked):
+    from lab.profiling import resources
+
+    calls = []
+    monkeypatch.setattr(resources, "measure", lambda *args: calls.append(args) or resources.Published({}, ()))
+    code, out, _ = run(capsys, "ops", "--resources", *argv)
+    assert code == 0 and calls == [asked] and "\nrmsnorm: " in out and "\nattention: " not in out
+
+
+def test_a_kernel_that_does_not_compile_is_no_traceback(capsys, monkeypatch):
+    from lab.profiling import resources
+
+    def fail(*args):
+        raise resources.ResourceError("sm_75: no")
+
+    monkeypatch.setattr(resources, "measure", fail)
+    assert run(capsys, "ops", "rmsnorm", "--resources") == (2, "", "lab ops: sm_75: no\n")
 
 
 def test_ops_says_why_a_rung_cannot_run(capsys, monkeypatch):
@@ -75,6 +127,14 @@ def test_ops_says_why_a_rung_cannot_run(capsys, monkeypatch):
         (["record", "nothing"], "lab record: unknown experiment 'nothing'; expected one of baseline_torch"),
         (["reproduce", "nothing"], "lab reproduce: unknown experiment 'nothing'"),
         (["report", "nothing"], "lab report: no published record of experiment 'nothing'"),
+        (["profile", "--model", "tiny", "--trace", "/"], "lab profile: --trace is '/', a folder; expected a file"),
+        (["ops", "rmsnorm", "--resources", "--shape", "0x0"], "--shape is '0x0'; expected sizes of at least 1"),
+        (["ops", "rmsnorm", "--resources", "--shape=-1x4"], "--shape is '-1x4'; expected sizes such as"),
+        (["ops", "rmsnorm", "--resources", "--shape", f"4x{2**64}"], "expected sizes of at least 1 and below 2^31"),
+        (["ops", "--resources", "--shape", "x".join("1" * 9)], "shape is 1x1x1x1x1x1x1x1x1; no operator has so many"),
+        (["ops", "rmsnorm", "--model", "tiny"], "lab ops: --model goes with neither OP nor --resources nor --json"),
+        (["ops", "--model", "tiny", "--json"], "lab ops: --model goes with neither OP nor --resources nor --json"),
+        (["ops", "--model", "tiny", "--resources"], "lab ops: --model goes with neither OP nor"),
         (["report"], "lab report: expected either the NAME of an experiment or --all"),
     ],
 )
@@ -97,6 +157,13 @@ def test_smoke_without_a_gpu_says_that_nothing_was_timed(capsys):
     assert out.splitlines()[-1] == "Nothing was timed: this machine has no GPU."
     assert "rmsnorm: the config is valid" in out and "bench-add_rmsnorm: the config is valid" in out
     assert "268.4" in out  # MB: 16384 x 4096 bfloat16 in and out, and the weight
+
+
+@no_gpu
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_smoke_without_a_gpu_has_nothing_to_write(capsys, tmp_path, flag):
+    code, out, err = run(capsys, "bench", "--smoke", "--op", "rmsnorm", flag, str(tmp_path / "f"))
+    assert (code, out) == (2, "") and err.startswith("lab bench: --json and --csv write what was timed, and")
 
 
 @no_gpu
@@ -256,6 +323,11 @@ def test_export(capsys, model_folder, tmp_path):
         (["ops", "--model", "tiny", "--backend", "x"], "lab ops: unknown backend 'x'"),
         (["generate", "--model", "nowhere", "--prompt", "a"], "lab generate: --model is 'nowhere'; expected a folder"),
         (["generate", "--model", "{}", "--prompt", ""], "lab generate: prompts: expected at least one"),
+        (["generate", "--prompt", "\udcff"], "lab generate: --prompt is '\\udcff'; expected UTF-8"),
+        (
+            ["generate", "--prompt", "A", "--seed", str(2**70)],
+            f"lab generate: seed is {2**70}; expected a whole number",
+        ),
         (["generate", "--model", "{}", "--prompt", "A", "--top-p", "2"], "lab generate: top_p is 2.0; expected"),
         (
             ["generate", "--model", "{}", "--prompt", "A", "--max-new-tokens", "999"],

@@ -171,6 +171,9 @@ def test_a_config_without_optional_keys():
     assert from_hugging_face(raw | {"eos_token_id": 7}) == replace(TINY, num_key_value_heads=4, eos_token_ids=(7,))
 
 
+LLAMA3_ROPE = {"rope_type": "llama3", **vars(RopeScaling(8.0, 1.0, 4.0, 64))}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -187,6 +190,16 @@ def test_a_config_without_optional_keys():
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"vocab_size": "64"}, "vocab_size is '64'; expected a whole number of at least 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected a whole number of at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; expected a whole number of at least 1"),
+        ({"num_attention_heads": "6"}, "num_attention_heads is '6'; expected a whole number of at least 1"),
+        ({"rope_parameters": "x"}, "rope_parameters is 'x'; expected an object or null"),
+        ({"rope_scaling": [1]}, r"rope_scaling is \[1\]; expected an object or null"),
+        ({"rope_scaling": LLAMA3_ROPE | {"factor": "a"}}, "factor is 'a'; expected a number above 0"),
+        ({"rope_scaling": LLAMA3_ROPE | {"factor": 0}}, "factor is 0; expected a number above 0"),
+        ({"rope_scaling": LLAMA3_ROPE | {"low_freq_factor": 4.0}}, "high_freq_factor is 4.0; expected more than low"),
+        ({"eos_token_id": "a"}, "eos_token_id is 'a'; expected a whole number, or a list of them"),
+        ({"eos_token_id": [1, None]}, "eos_token_id is None; expected a whole number, or a list of them"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; expected true or false"),
         ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06; expected a number above 0"),
         ({"rope_parameters": {"rope_theta": "much"}}, "rope_theta is 'much'; expected a number above 0"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3; expected a divisor of num_attention_heads, 4"),

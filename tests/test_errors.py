@@ -30,11 +30,14 @@ BAD = {
         lambda: (f32(2, 8), f32(8).half()), TypeError, "weight has dtype torch.float16; expected x's"),
     "weight too short": (lambda: (f32(2, 8), f32(7)), ValueError, r"weight has shape \(7,\); expected \(8,\)"),
     "weight with two dimensions": (lambda: (f32(2, 8), f32(1, 8)), ValueError, r"weight has shape \(1, 8\)"),
+    "sparse x": (lambda: (f32(2, 8).to_sparse(), f32(8)), TypeError, "x has layout torch.sparse_coo; expected"),
     "x without dimensions": (lambda: (f32(1)[0], f32(1)), ValueError, "x has no dimensions"),
     "weight on another device": (
         lambda: (f32(2, 8), torch.empty(8, device="meta")), ValueError, "weight is on meta; expected x's device"),
     "negative eps": (lambda: (f32(2, 8), f32(8), -1e-6), ValueError, "eps is -1e-06; expected a finite number"),
     "eps NaN": (lambda: (f32(2, 8), f32(8), float("nan")), ValueError, "eps is nan; expected a finite number"),
+    "eps no float": (lambda: (f32(2, 8), f32(8), 10**400), ValueError, "eps is 10*; expected a finite number"),
+    "too many arguments": (lambda: (f32(2, 8), f32(8), 1e-6, 3), TypeError, "too many positional arguments"),
     "eps a string": (lambda: (f32(2, 8), f32(8), "small"), TypeError, "eps is a str; expected a float"),
 }  # fmt: skip
 
@@ -85,6 +88,49 @@ def test_swiglu(gate, up, kind, says):
     with lab.trace() as calls, pytest.raises(kind, match=f"swiglu: {says}"):
         lab.ops.swiglu(gate(), up())
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    "scale", [True, 10**400, -(10**400), float("inf"), "1"], ids=["bool", "huge", "-huge", "inf", "string"]
+)
+def test_scale(scale):
+    q, lengths = f32(1, 2, 3, 4), torch.ones(1, dtype=torch.int64, device=DEVICE)
+    with lab.trace() as calls:
+        with pytest.raises(ValueError, match=r"^attention: scale is .*; expected a finite number or None"):
+            lab.ops.attention(q, q, q, scale=scale)
+        with pytest.raises(ValueError, match=r"^decode_attention: scale is .*; expected a finite number or None"):
+            lab.ops.decode_attention(q[:, :, 0], q, q, lengths, scale=scale)
+    assert calls == []
+
+
+def test_heads_of_no_size():
+    q, lengths = f32(1, 2, 3, 0), torch.ones(1, dtype=torch.int64, device=DEVICE)
+    with pytest.raises(ValueError, match=r"^attention: q has shape \(1, 2, 3, 0\); expected a head_dim of at least 1"):
+        lab.ops.attention(q, q, q)
+    with pytest.raises(ValueError, match=r"^decode_attention: q has shape \(1, 2, 0\); expected a head_dim of at"):
+        lab.ops.decode_attention(q[:, :, 0], q, q, lengths)
+
+
+@pytest.mark.parametrize(
+    "classes, ignore_index, says",
+    [
+        (0, -100, r"logits has shape \(2, 0\); expected at least one class"),
+        (3, 10**30, "ignore_index is 10*; expected one of 64 bits"),
+    ],
+)
+def test_cross_entropy(classes, ignore_index, says):
+    target = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    with lab.trace() as calls, pytest.raises(ValueError, match=f"cross_entropy: {says}"):
+        lab.ops.cross_entropy(f32(2, classes), target, ignore_index)
+    assert calls == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_may_be_an_int(backend):
+    x, weight = f32(2, 8), f32(8)
+    for eps in (1, 2**64):
+        as_float = lab.get_op("rmsnorm", backend)(x, weight, float(eps))
+        assert torch.equal(lab.get_op("rmsnorm", backend)(x, weight, eps), as_float)
 
 
 def test_tensors_on_a_device_where_nothing_runs():

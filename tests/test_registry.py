@@ -149,6 +149,15 @@ def test_bad_choices(choice, says):
         lab.get_op("rmsnorm", choice)
 
 
+def test_a_choice_is_text():
+    with pytest.raises(TypeError, match='backend is 3; expected a choice such as "triton"'):
+        lab.ops.rmsnorm(*inputs(), backend=3)
+
+
+def test_blanks_in_a_choice():
+    assert registry.parse_choice(" torch , rmsnorm = triton ") == {"": "torch", "rmsnorm": "triton"}
+
+
 def test_unknown_operator():
     with pytest.raises(ValueError, match="unknown operator 'nothing'; expected one of add_rmsnorm, attention, "):
         lab.get_op("nothing")

@@ -449,6 +449,24 @@ def test_another_config_cannot_resume(tmp_path, changes, message):
     assert entries(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("? [a, b]\n: 1\n", r"c.yaml: the key in line 1 is a sequence; expected a text"),
+        ("a: 2026-13-45\n", r"c.yaml: month must be in 1..12"),
+    ],
+)
+def test_yaml_that_python_cannot_hold_names_the_file(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        training.load(tmp_path / "c.yaml")
+
+
+def test_a_seed_that_pytorch_cannot_take():
+    with pytest.raises(ConfigError, match=rf"seed is {2**70}; expected a whole number below 2\^63"):
+        config(seed=2**70)
+
+
 def test_a_key_that_is_gone_cannot_resume(tmp_path):
     training.train(config(model__tie_word_embeddings=True), tmp_path)
     with pytest.raises(ConfigError, match=r"model.tie_word_embeddings is None; expected True, with which"):
@@ -478,6 +496,21 @@ def test_a_checkpoint_broken_by_others_is_named(tmp_path, name):
     path = training.train(config(), tmp_path)
     (path / name).write_bytes((path / name).read_bytes()[:-20])
     with pytest.raises(CheckpointError, match=name):
+        training.train(config(), tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "garbage\n", "[]\n", "{}\n"])
+def test_broken_metrics_are_named(tmp_path, text):
+    training.train(config(), tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: (cannot be read|expected lines of JSON objects)"):
+        training.train(config(), tmp_path, resume=True)
+
+
+def test_a_state_that_is_no_object_is_named(tmp_path):
+    path = training.train(config(), tmp_path)
+    (path / "training.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"training.json: is a list; expected a JSON object"):
         training.train(config(), tmp_path, resume=True)
 
 

@@ -194,11 +194,17 @@ def differentiable(operator: Operator, chosen: dict[str, Implementation | Backen
         for device, choice in chosen.items()
     }
     n_tensors = len(operator.tensors)
+    n_arguments = n_tensors + len(operator.parameters)
+    kinds = [parameter.annotation for parameter in operator.signature.parameters.values()]
+    floats = [position for position, kind in enumerate(kinds) if kind in (float, float | None)]
 
     def function(*args, **kwargs):
-        if kwargs or len(args) < n_tensors + len(operator.parameters):
+        if kwargs or len(args) != n_arguments:
             args = operator.complete(*args, **kwargs)
         operator.check(*args)
+        for position in floats:
+            if isinstance(args[position], int):  # a kernel would take it for an integer of 32 or 64 bits
+                args = *args[:position], float(args[position]), *args[position + 1 :]
         tensors = args[:n_tensors]
         if any(tensor is not None and tensor.numel() == 0 for tensor in tensors):  # nothing to launch
             return operator.reference(*args)

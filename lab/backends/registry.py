@@ -121,11 +121,14 @@ def implementations(op: str) -> list[Implementation]:
 def parse_choice(choice: str) -> dict[str, str]:
     """ "torch,rmsnorm=triton" -> {"": "torch", "rmsnorm": "triton"}; the default is "auto" where none is given.
 
-    Raises ValueError for an unknown operator, backend or rung, or a choice that is given twice.
+    Raises TypeError for a choice that is no text, ValueError for an unknown operator, backend or rung, or a choice that
+    is given twice.
     """
+    if not isinstance(choice, str):
+        raise TypeError(f'backend is {choice!r}; expected a choice such as "triton" or "torch,rmsnorm=triton"')
     chosen: dict[str, str] = {}
     for part in (choice or "auto").split(","):
-        op, equals, backend = part.strip().partition("=")
+        op, equals, backend = map(str.strip, part.partition("="))
         if not equals:
             op, backend = "", op
         if op in chosen:

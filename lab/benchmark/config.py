@@ -40,7 +40,7 @@ from lab.benchmark.peers import MODEL_PEERS
 from lab.benchmark.peers import peers as known_peers
 from lab.benchmark.records import experiments_folder
 from lab.benchmark.traps import TRAPS
-from lab.config import ConfigError, boolean, integer, mapping, read, require, sequence
+from lab.config import ConfigError, boolean, integer, mapping, read, require, seed, sequence
 from lab.core.config import MODELS
 from lab.core.cost import LAYERS
 from lab.ops.operator import DTYPE_NAMES
@@ -100,7 +100,7 @@ def parse(name: str, config: object) -> Experiment:
             sections |= parsed(mapping(section, "config", keys))
     if not sections:
         raise ConfigError("config.operators, config.models and config.traps are missing; expected one of them at least")
-    return Experiment(name, integer(top["seed"], "seed", 0), least, most, **sections)
+    return Experiment(name, seed(top["seed"], "seed"), least, most, **sections)
 
 
 def _of_operators(section: dict) -> dict[str, tuple]:

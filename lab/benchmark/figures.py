@@ -21,6 +21,7 @@ from lab.benchmark.models import ModelRow, ModelWorkload
 from lab.benchmark.records import PEER, Record, Row
 from lab.benchmark.tables import labels, shape_text
 from lab.benchmark.training_runs import TrainingRecord, spread
+from lab.files import write_text
 
 STYLE = Path(__file__).parents[1] / "style.mplstyle"
 COLOURS = {"torch": "#009E73", "triton": "#0072B2", "cuda": "#D55E00", PEER: "#767676"}
@@ -41,7 +42,7 @@ class Figure:
         return f"Figure: {self.alt}"
 
     def save(self, path: Path) -> None:
-        path.write_text(self.svg)
+        write_text(path, self.svg)
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def raw_record(path: Path, schema: int) -> dict:
     be read."""
     try:
         raw = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # or not even UTF-8
         raise RecordError(f"{path}: is not JSON: {error}") from error
     found = raw.get("schema") if isinstance(raw, dict) else None
     if found != schema:

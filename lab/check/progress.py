@@ -65,7 +65,7 @@ def remember(report: Report, path: Path | None = None) -> None:
 
 def is_empty(path: Path, name: str) -> bool:
     """Whether a stub is left in the file between the check before this exercise's and its own."""
-    before, found, _ = path.read_text().partition(f'\nlab.check("{name}"')
+    before, found, _ = path.read_text(errors="replace").partition(f'\nlab.check("{name}"')
     return bool(found) and bool(_STUB.search(before.rpartition("\nlab.check(")[2]))
 
 
@@ -79,4 +79,9 @@ def _file() -> Path:
 
 
 def _remembered() -> dict[str, str]:
-    return json.loads(_file().read_text()) if _file().exists() else {}
+    try:
+        known = json.loads(_file().read_text())
+    except (OSError, ValueError):  # not there, or broken: no reason not to check
+        return {}
+    valid = isinstance(known, dict) and all(isinstance(verdict, str) for verdict in known.values())
+    return known if valid else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,15 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            _require_positive(name, value)
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor is {self.high_freq_factor}; expected more than low_freq_factor, "
+                f"{self.low_freq_factor}"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,13 +59,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in SIZES:
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} is {size!r}; expected a whole number of at least 1")
+            _require_size(name, getattr(self, name))
         for name in ("rms_norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value!r}; expected a number above 0")
+            _require_positive(name, getattr(self, name))
+        if not isinstance(self.tie_word_embeddings, bool):
+            raise ValueError(f"tie_word_embeddings is {self.tie_word_embeddings!r}; expected true or false")
+        for token in self.eos_token_ids:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise ValueError(f"eos_token_id is {token!r}; expected a whole number, or a list of them")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads is {self.num_key_value_heads}; expected a divisor of num_attention_heads, "
@@ -86,6 +97,16 @@ class ModelConfig:
         turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)  # in the texts trained on first
         kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
         return torch.lerp(plain / scaling.factor, plain, kept.clamp(0, 1))
+
+
+def _require_size(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least 1")
+
+
+def _require_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        raise ValueError(f"{name} is {value!r}; expected a number above 0")
 
 
 SIZES = (
@@ -169,9 +190,14 @@ def from_hugging_face(raw: dict) -> ModelConfig:
     if "num_attention_heads" in sizes:
         sizes.setdefault("num_key_value_heads", sizes["num_attention_heads"])
         if "hidden_size" in sizes:
+            for name in ("num_attention_heads", "hidden_size"):  # before one is divided by the other
+                _require_size(name, sizes[name])
             sizes.setdefault("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"])
     if missing := [name for name in SIZES if name not in sizes]:
         raise ValueError(f"{missing[0]} is missing")
+    for key in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(key), (dict, type(None))):
+            raise ValueError(f"{key} is {raw[key]!r}; expected an object or null")
     rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
     rope = {key: value for key, value in rope.items() if value is not None}
     ends = raw.get("eos_token_id")

@@ -39,6 +39,8 @@ class Sampling:
             raise ValueError(f"top_k is {self.top_k}; expected at least 1")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; expected a number above 0, up to 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; expected a whole number of 64 bits")
         if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
             raise ValueError("temperature is 0, which draws nothing; expected one above 0 with top_k or top_p")
 

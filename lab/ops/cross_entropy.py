@@ -57,6 +57,8 @@ class CrossEntropy(Operator):
             raise TypeError(f"{self.name}: target is a {type(target).__name__}; expected a torch.Tensor")
         if target.dtype != torch.int64:
             raise TypeError(f"{self.name}: target has dtype {target.dtype}; expected torch.int64")
+        if logits.dim() > 0 and logits.shape[-1] == 0:
+            raise ValueError(f"{self.name}: logits has shape {tuple(logits.shape)}; expected at least one class")
         if logits.dim() == 0 or target.shape != logits.shape[:-1]:
             raise ValueError(
                 f"{self.name}: target has shape {tuple(target.shape)}; expected logits' shape {tuple(logits.shape)} "
@@ -66,6 +68,8 @@ class CrossEntropy(Operator):
             raise ValueError(f"{self.name}: target is on {target.device}; expected logits' device {logits.device}")
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
             raise TypeError(f"{self.name}: ignore_index is a {type(ignore_index).__name__}; expected an int")
+        if not -(2**63) <= ignore_index < 2**63:  # the target's dtype
+            raise ValueError(f"{self.name}: ignore_index is {ignore_index}; expected one of 64 bits")
         if reduction not in REDUCTIONS:
             raise ValueError(f"{self.name}: reduction is {reduction!r}; expected one of {', '.join(REDUCTIONS)}")
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lab.backends.registry import get_op
 from lab.backends.rows import accumulation_dtype
-from lab.ops.operator import Cost, Operator, require_floating, seeded
+from lab.ops.operator import Cost, Operator, is_finite, require_floating, seeded
 
 
 def decode_attention(
@@ -65,6 +65,8 @@ class DecodeAttention(Operator):
             raise ValueError(
                 f"{self.name}: k has shape {tuple(k.shape)}; expected ({batch}, kv_heads, keys, {head_dim}), as q"
             )
+        if head_dim == 0:
+            raise ValueError(f"{self.name}: q has shape {tuple(q.shape)}; expected a head_dim of at least 1")
         if v.shape != k.shape:
             raise ValueError(f"{self.name}: v has shape {tuple(v.shape)}; expected k's shape {tuple(k.shape)}")
         if k.shape[1] == 0 or heads % k.shape[1]:
@@ -77,7 +79,7 @@ class DecodeAttention(Operator):
             raise ValueError(f"{self.name}: lengths has shape {tuple(lengths.shape)}; expected ({batch},)")
         if lengths.device != q.device:
             raise ValueError(f"{self.name}: lengths is on {lengths.device}; expected q's device {q.device}")
-        if scale is not None and not (isinstance(scale, (int, float)) and -math.inf < scale < math.inf):
+        if scale is not None and not is_finite(scale):
             raise ValueError(f"{self.name}: scale is {scale!r}; expected a finite number or None")
 
     def _scores(self, q, k, lengths, scale):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +82,10 @@ class Operator(ABC):
 
     def complete(self, *args, **kwargs) -> tuple:
         """All arguments in order, defaults filled in."""
-        bound = self.signature.bind(*args, **kwargs)
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}: {error}; expected {', '.join(self.signature.parameters)}") from None
         bound.apply_defaults()
         return bound.args
 
@@ -172,10 +176,17 @@ def require_floating(op: str, **tensors: Tensor) -> None:
         names = ", ".join(str(dtype) for dtype in FLOATING)
         raise TypeError(f"{op}: {first_name} has dtype {first.dtype}; expected one of {names}")
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{op}: {name} has layout {tensor.layout}; expected torch.strided")
         if tensor.dtype != first.dtype:
             raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; expected {first_name}'s dtype {first.dtype}")
         if tensor.device != first.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}; expected {first_name}'s device {first.device}")
+
+
+def is_finite(value: object) -> bool:
+    """Whether it is a number, no bool, that is finite as a float: an int may be too large for one."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ any stride between rows; weight, dw: (columns,); rstd is r: (rows,), float32, or
     backward(dy, x, weight, rstd, eps) -> (dx, dw)
 """
 
-import math
+import sys
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def check_norm(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
         )
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"{op}: eps is a {type(eps).__name__}; expected a float")
-    if not 0 <= eps < math.inf:
+    if not 0 <= eps <= sys.float_info.max:  # an int may be finite and yet no float
         raise ValueError(f"{op}: eps is {eps}; expected a finite number of at least 0")
 
 

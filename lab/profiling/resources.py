@@ -83,6 +83,8 @@ def measure(
             raise ValueError(f"shape is {'x'.join(map(str, shape))}; {name} has {len(dims)} sizes: {', '.join(dims)}")
     fitting = [name for name, op in operators().items() if shape is None or len(shape) == len(op.dims)]
     names = [operator(name).name for name in names] or fitting
+    if not names:
+        raise ValueError(f"shape is {'x'.join(map(str, shape or ()))}; no operator has so many sizes")
     if unknown := set(architectures) - set(ARCHITECTURES):
         raise ValueError(f"unknown architecture {min(unknown)!r}; expected one of {', '.join(ARCHITECTURES)}")
     bar = tqdm(total=len(architectures), unit="arch", disable=not progress, file=sys.stderr, ncols=80)
@@ -96,7 +98,7 @@ def measure(
 
 def _in_own_process(arch: str, names: Sequence[str], shape: tuple[int, ...] | None) -> list[Resources]:
     command = [sys.executable, "-m", "lab.profiling.resources", arch, *names]
-    command += ["--shape", "x".join(map(str, shape))] if shape else []
+    command += [f"--shape={'x'.join(map(str, shape))}"] if shape else []
     root = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(

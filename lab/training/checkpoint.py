@@ -54,9 +54,12 @@ def remove_remains(run: Path) -> None:
 def read_state(folder: Path) -> dict:
     """The state that was saved, with the step. Raises CheckpointError."""
     try:
-        return json.loads((folder / STATE).read_text())
+        state = json.loads((folder / STATE).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / STATE}: cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder / STATE}: is a {type(state).__name__}; expected a JSON object")
+    return state
 
 
 def read_optimizer(folder: Path, optimizer: Optimizer, device: torch.device) -> None:

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 
 from lab.backends import registry
-from lab.config import ConfigError, boolean, integer, mapping, number, read, require, text
+from lab.config import ConfigError, boolean, integer, mapping, number, read, require, seed, text
 from lab.core import MODELS, ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -101,7 +101,7 @@ def parse(raw: object, folder: Path) -> Config:
     evaluation = mapping(top["evaluation"], "evaluation", {"every", "sequences"})
     checkpoint = mapping(top["checkpoint"], "checkpoint", {"every", "keep"})
     return Config(
-        seed=integer(top["seed"], "seed", 0),
+        seed=seed(top["seed"], "seed"),
         steps=steps,
         dtype=DTYPES[top["dtype"]],
         backend=_backend(top["backend"]),

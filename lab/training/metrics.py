@@ -15,15 +15,24 @@ import json
 from pathlib import Path
 from typing import Self
 
+from lab.core import CheckpointError
 from lab.files import write_text
 
 NAME = "metrics.jsonl"
 
 
 def read(run: Path) -> list[dict]:
-    """The lines of the run's metrics. One that a killed process left unfinished at the end is left out."""
-    lines = (run / NAME).read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of the run's metrics. One that a killed process left unfinished at the end is left out. Raises
+    CheckpointError."""
+    path = run / NAME
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+        entries = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not (all(isinstance(entry, dict) for entry in entries) and entries and "run" in entries[0]):
+        raise CheckpointError(f"{path}: expected lines of JSON objects, the first with the key 'run'")
+    return entries
 
 
 class Metrics:
