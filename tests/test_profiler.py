@@ -12,7 +12,7 @@ import torch
 
 import lab
 from lab import cli
-from lab.backends import registry
+from lab.backends import implementation, registry
 from lab.backends.hardware import default_device
 from lab.benchmark.timing import CannotTime
 from lab.core import LLM, MODELS
@@ -121,7 +121,7 @@ def test_a_step_that_fails_leaves_no_hooks(ids):
     with pytest.raises(ValueError, match="input_ids has shape"):
         profiler.profile(model, step)
     hooks = [*model.modules()]
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in hooks) and not registry._ranges
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in hooks) and not implementation._ranges
 
 
 @on_cpu
