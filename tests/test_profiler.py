@@ -121,7 +121,9 @@ def test_a_step_that_fails_leaves_no_hooks(ids):
     with pytest.raises(ValueError, match="input_ids has shape"):
         profiler.profile(model, step)
     hooks = [*model.modules()]
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in hooks) and not implementation._ranges
+    assert (
+        not any(module._forward_hooks or module._forward_pre_hooks for module in hooks) and not implementation._ranges
+    )
 
 
 @on_cpu
