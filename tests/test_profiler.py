@@ -77,9 +77,8 @@ def test_time_goes_to_the_pass_that_takes_it(slow, ids):
         seconds.append(time.perf_counter() - began)
 
     found = profiler.profile(model, timed, steps=3)
-    first, second = found.rows[:2]
-    assert (first.operator, first.direction) == ("swiglu", "forward") and first.us >= 0.4e6  # two layers
-    assert (second.operator, second.direction) == ("attention", "backward") and second.us >= 0.2e6
+    us = {(row.operator, row.direction): row.us for row in found.rows}
+    assert us["swiglu", "forward"] >= 0.4e6 and us["attention", "backward"] >= 0.2e6  # two layers
     assert found.us <= sum(seconds[-3:]) / 3 * 1e6  # no time is given to two
     assert {row.backend for row in found.rows} == {"slow", ""}
 
