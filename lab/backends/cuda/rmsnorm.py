@@ -37,7 +37,7 @@ def forward_naive(x, weight, eps, residual=None):
     s = torch.empty_like(y) if residual is not None else y
     _launch(
         "rmsnorm_forward_naive", (TYPES[x.dtype], residual is not None), rows, 256,
-        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, columns, float(eps),
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, columns, eps,
     )  # fmt: skip
     return (y, rstd) if residual is None else (y, s, rstd)
 
@@ -65,7 +65,7 @@ def _forward(x, weight, eps, residual, kept, threads, held):
     vector = vector_width(x, weight, y) if residual is None else vector_width(x, residual, weight, y)
     _launch(
         "rmsnorm_forward", (TYPES[x.dtype], vector, threads, kept, held, residual is not None), x.shape[0], threads,
-        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, x.shape[1], float(eps),
+        x, x.stride(0), *pointer(residual, x), weight, y, s, rstd, x.shape[1], eps,
     )  # fmt: skip
     return (y, rstd) if residual is None else (y, s, rstd)
 
