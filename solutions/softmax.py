@@ -270,7 +270,7 @@ lab.check("softmax.backward", backward)
 @triton.jit
 def tiled_kernel(x, x_stride, y, rows, columns, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     # BEGIN ANSWER: pass
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = (row < rows) & (column < columns)
     value = tl.load(x + row * x_stride + column, mask, other=float("-inf")).to(ACC)

@@ -6,6 +6,7 @@
 Random data is drawn afresh in every session; LAB_TEST_SEED=N repeats one.
 """
 
+import fcntl
 import os
 import random
 
@@ -57,6 +58,18 @@ def give_memory_back():
     """Several processes share the GPU: none keeps what its last test needed."""
     yield
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def much_memory(tmp_path_factory):
+    """Up to 70 GB of the GPU, of which one test at a time has need."""
+    if torch.cuda.get_device_properties(0).total_memory < 70e9:
+        pytest.skip("needs 70 GB of GPU memory")
+    with open(tmp_path_factory.getbasetemp().parent / "one_at_a_time", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        torch.cuda.empty_cache()
+        yield
         torch.cuda.empty_cache()
 
 

@@ -1,6 +1,5 @@
 """Every implementation that is registered, held to `rules.py` on the device that is here."""
 
-import fcntl
 import math
 
 import pytest
@@ -304,13 +303,8 @@ def test_kernels_on_the_gpu_are_ours(best, seed):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("best", [rung for rung in BEST_ON_ROWS if rung.backend != "torch"], ids=str)
-def test_more_than_2_to_the_31_elements(best, seed, tmp_path_factory):
-    if torch.cuda.get_device_properties(0).total_memory < 70e9:
-        pytest.skip("needs 70 GB of GPU memory")
-    with open(tmp_path_factory.getbasetemp().parent / "one_at_a_time", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        torch.cuda.empty_cache()
-        check_many_rows(best, (2**31 // 8192 + 3, 8192), torch.bfloat16, DEVICE, seed)
+def test_more_than_2_to_the_31_elements(best, seed, much_memory):
+    check_many_rows(best, (2**31 // 8192 + 3, 8192), torch.bfloat16, DEVICE, seed)
 
 
 @pytest.mark.cpu

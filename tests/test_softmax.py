@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from rules import check_error, check_non_finite, random_grads
+from rules import check_error, check_many_rows, check_non_finite, random_grads
 from test_errors import BACKENDS
 from test_numerics import COLUMNS, DEVICE, HALF, HERE, ON_GPU
 
@@ -96,6 +96,14 @@ def test_many_short_rows(implementation, columns, seed):
     """More rows than a program takes, and a last program that is not full."""
     tensors = SOFTMAX.make_inputs((1001 if ON_GPU or columns < 16 else 37, columns), torch.float32, DEVICE, seed)
     check_error(implementation, tensors, random_grads(SOFTMAX, tensors, seed))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_more_than_2_to_the_31_rows(backend, seed, much_memory):
+    """Not only a row's place in memory, its number needs 64 bits."""
+    best = [rung for rung in HERE if rung.operator == "softmax" and rung.backend == backend][-1]
+    check_many_rows(best, (2**31 + 3, 2), torch.bfloat16, DEVICE, seed)
 
 
 @every

@@ -165,7 +165,7 @@ def _softmax_forward_tiled(
 ):
     """One program for ROWS rows: reads and writes ROWS x columns. WHOLE: a row fills its block, so that no column needs
     a mask, and loads stay wide."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = row < rows if WHOLE else (row < rows) & (column < columns)
     value = tl.load(x + row * x_stride + column, mask, other=float("-inf")).to(ACC)
@@ -180,7 +180,7 @@ def _softmax_backward_tiled(
     ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One program for ROWS rows: reads 2 ROWS x columns, writes ROWS x columns."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = row < rows if WHOLE else (row < rows) & (column < columns)
     grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
