@@ -1,7 +1,10 @@
 """What is particular to softmax: masked rows, infinities, large numbers, long rows and short ones."""
 
 import math
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -98,6 +101,28 @@ def test_many_short_rows(implementation, columns, seed):
     check_error(implementation, tensors, random_grads(SOFTMAX, tensors, seed))
 
 
+@pytest.mark.cpu
+def test_short_rows_in_triton_are_loaded_16_bytes_at_once():
+    """Rows of 8 and 24 columns, whose length 16 does not divide, take no more instructions than rows of 16 and 32."""
+    program = """if True:
+        import torch, lab
+        from lab.backends import registry
+        from lab.backends.dry_run import launches_of
+        from lab.backends.hardware import ARCHITECTURES
+        from lab.profiling.resources import instructions
+        tiled = next(rung for rung in registry.ladder("softmax", "triton") if rung.rung == "tiled")
+        for columns in (8, 16, 24, 32):
+            launches = launches_of(tiled, (1 << 16, columns), torch.bfloat16, "both", ARCHITECTURES["sm_90"])
+            print(*(instructions(launch.compile()) for launch in launches))
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    of_8, of_16, of_24, of_32 = ([int(word) for word in line.split()] for line in done.stdout.splitlines())
+    for short, whole in ((of_8, of_16), (of_24, of_32)):
+        assert len(short) == 2 and all(n < 1.2 * m for n, m in zip(short, whole, strict=True)), done.stdout
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_more_than_2_to_the_31_rows(backend, seed, much_memory):
@@ -118,7 +143,7 @@ def test_large_numbers_do_not_overflow(implementation, dtype, seed):
 
 @pytest.mark.parametrize("rung", ["one_pass", "fast_exp", "cluster"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("columns", [*COLUMNS, 3, 8, 40, 64, 50257, 65537, 131072, 524288, 524289])
+@pytest.mark.parametrize("columns", [*COLUMNS, 3, 8, 16, 40, 64, 50257, 65537, 131072, 524288, 524289])
 def test_the_launches_of_cuda_have_room_for_every_row_and_column(rung, direction, columns):
     """A kernel that keeps a row in registers does not notice what it has no register for. (`tests/test_resources.py`
     compiles them; only a GPU runs them.)"""
@@ -134,6 +159,7 @@ def test_the_launches_of_cuda_have_room_for_every_row_and_column(rung, direction
             None if direction == "backward" else f", {str(rung != 'one_pass' and dtype.itemsize == 2).lower()}"
         )
         assert columns % vec == 0 and cluster * lanes * held * vec >= columns
+        assert vec == 1 or lanes >= min(2, columns // vec)  # a warp's 16 bytes each fill sectors, which are 32
         assert launch.grid[0] // cluster * (threads // lanes) >= rows and launch.grid[0] % cluster == 0
         assert (launch.options["block"], launch.options["cluster"]) == (threads, cluster)
 

@@ -77,8 +77,8 @@ def _plan(vectors: int, longest: dict[int, int], four_up_to: int) -> Plan | None
     """For a row of that many vectors; None if it is too long. longest: the most vectors that one block takes, by
     cluster size, in the order in which sizes are tried. four_up_to: up to so many vectors of a block each thread has
     four, and eight of more."""
-    if vectors <= 128:
-        lanes = min(32, next_power_of_2(-(-vectors // 2)))
+    if vectors <= 128:  # two to a thread; but of a row of two each has one, or neighbours' loads would leave gaps
+        lanes = min(32, max(min(vectors, 2), next_power_of_2(-(-vectors // 2))))
         return Plan(128, lanes, next_power_of_2(-(-vectors // lanes)), 1)
     for cluster, most in longest.items():
         slice_vectors = -(-vectors // cluster)

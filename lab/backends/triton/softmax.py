@@ -5,6 +5,8 @@ masked: loaded as -inf, whose exponential adds nothing, and never stored. Row of
 than 2^31 elements. ACC is the accumulation dtype.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -161,14 +163,17 @@ def backward_one_pass(dy, y):
 
 @triton.jit
 def _softmax_forward_tiled(
-    x, x_stride, y, rows, columns, ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
-):
+    x, x_stride, y, rows, columns,
+    ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, ALIGN: tl.constexpr,
+):  # fmt: skip
     """One program for ROWS rows: reads and writes ROWS x columns. WHOLE: a row fills its block, so that no column needs
-    a mask, and loads stay wide."""
+    a mask. x_stride and columns arrive in units of ALIGN elements, so that loads are as wide as rows allow: Triton asks
+    of a number whether 16 divides it, and 8 elements of 16 bits would do."""
+    columns = columns * ALIGN
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = row < rows if WHOLE else (row < rows) & (column < columns)
-    value = tl.load(x + row * x_stride + column, mask, other=float("-inf")).to(ACC)
+    value = tl.load(x + row * x_stride * ALIGN + column, mask, other=float("-inf")).to(ACC)
     m = tl.max(value, 1)[:, None]
     e = tl.exp(value - m) if WHOLE else tl.where(column < columns, tl.exp(value - m), 0)
     tl.store(y + row * columns + column, e / tl.sum(e, 1)[:, None], mask)
@@ -177,31 +182,34 @@ def _softmax_forward_tiled(
 @triton.jit
 def _softmax_backward_tiled(
     dy, dy_stride, y, dx, rows, columns,
-    ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    ACC: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """One program for ROWS rows: reads 2 ROWS x columns, writes ROWS x columns."""
+    """One program for ROWS rows: reads 2 ROWS x columns, writes ROWS x columns. dy_stride and columns in units of
+    ALIGN elements."""
+    columns = columns * ALIGN
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask = row < rows if WHOLE else (row < rows) & (column < columns)
-    grad = tl.load(dy + row * dy_stride + column, mask, other=0).to(ACC)
+    grad = tl.load(dy + row * dy_stride * ALIGN + column, mask, other=0).to(ACC)
     value = tl.load(y + row * columns + column, mask, other=0).to(ACC)
     d = tl.sum(grad * value, 1)[:, None]
     tl.store(dx + row * columns + column, value * (grad - d), mask)
 
 
-def _tile(columns):
+def _tile(columns, align):
     """Rows to a program and columns of its block: 2048 elements, 16 to a thread."""
     block = triton.next_power_of_2(columns)
-    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "WHOLE": block == columns, "num_warps": 4}
+    return {"ROWS": max(1, 2048 // block), "BLOCK": block, "WHOLE": block == columns, "ALIGN": align, "num_warps": 4}
 
 
 def forward_tiled(x):
     rows, columns = x.shape
     if columns > TILED_COLUMNS:
         return forward_one_pass(x)
-    y, tile = x.new_empty(rows, columns), _tile(columns)
+    align = math.gcd(columns, x.stride(0), 16)
+    y, tile = x.new_empty(rows, columns), _tile(columns, align)
     _softmax_forward_tiled[(triton.cdiv(rows, tile["ROWS"]),)](
-        x, x.stride(0), y, rows, columns, ACC=accumulator(x.dtype), **tile
+        x, x.stride(0) // align, y, rows, columns // align, ACC=accumulator(x.dtype), **tile
     )
     return (y,)
 
@@ -210,9 +218,10 @@ def backward_tiled(dy, y):
     rows, columns = y.shape
     if columns > TILED_COLUMNS:
         return backward_one_pass(dy, y)
-    dx, tile = torch.empty_like(y), _tile(columns)
+    align = math.gcd(columns, dy.stride(0), 16)
+    dx, tile = torch.empty_like(y), _tile(columns, align)
     _softmax_backward_tiled[(triton.cdiv(rows, tile["ROWS"]),)](
-        dy, dy.stride(0), y, dx, rows, columns, ACC=accumulator(y.dtype), **tile
+        dy, dy.stride(0) // align, y, dx, rows, columns // align, ACC=accumulator(y.dtype), **tile
     )
     return (dx,)
 
