@@ -452,7 +452,7 @@ def compiled_prefill(record):
 once, twice = map(compiled_prefill, (inside, records.published("waterfall")))
 assert abs(once - twice) > abs(min(once, twice, key=lambda gain: abs(gain - 1)) - 1)  # as is said: more apart than from 1
 show(
-    f"That the compiled prefill came out {once:.2f} times as fast with them in a graph is no gain to rely on: another record has {twice:.2f} for "
+    f"The compiled prefill in a graph came out {once:.2f} times as fast with them, which says nothing: another record has {twice:.2f} for "
     "the same. What such a difference can be by chance is a question of *From a kernel to a training step*."
 )
 
