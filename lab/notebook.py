@@ -55,9 +55,10 @@ class Folded:
 
 
 def code(*functions: object) -> str:
-    """The Python source of classes, functions, methods or Triton kernels, as Markdown."""
+    """The Python source of classes, functions, methods or Triton kernels, as Markdown, without notes to a formatter."""
     sources = [inspect.getsource(getattr(function, "fn", function)) for function in functions]  # type: ignore
-    return "```python\n" + "\n\n\n".join(textwrap.dedent(source).rstrip() for source in sources) + "\n```"
+    text = "\n\n\n".join(textwrap.dedent(source).rstrip() for source in sources).replace("  # fmt: skip", "")
+    return f"```python\n{text}\n```"
 
 
 def cuda_code(path: Path, first: str, last: str | None = None) -> str:

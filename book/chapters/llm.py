@@ -69,7 +69,7 @@ def block_diagram():
         ("attention", attends, False), ("o", product, False), ("add, norm", other, True), ("gate, up", product, False),
         ("SwiGLU", other, False), ("down", product, False), ("add, norm", other, True), ("head", product, False),
         ("draw a token", other, False),
-    ]  # fmt: skip
+    ]
     with style():
         fig = MplFigure(figsize=(5.6, 6.8))
         axes = fig.subplots()

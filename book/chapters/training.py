@@ -225,7 +225,7 @@ weights = shape.parameters
 per_weight = {
     "the model's weights": 2, "the optimizer's weights": 4, "the mean of gradients": 4, "the mean of their squares": 4,
     "gradients": 4,
-}  # fmt: skip
+}
 hidden, middle = shape.hidden_size, shape.intermediate_size
 q, kv = (heads * shape.head_dim for heads in (shape.num_attention_heads, shape.num_key_value_heads))
 per_token = {  # numbers in each layer
