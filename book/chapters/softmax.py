@@ -237,7 +237,7 @@ show(cuda_code(SOURCE, "template <typename A> struct Normalizer", "// Over LANES
 # **one_pass** keeps the row in registers. `LANES` threads share a row: one thread for eight columns, a warp for a
 # thousand, a whole block for more; a block of 1024 threads holds 65,536 columns of 16 bits. A thread takes two vectors of
 # 16 bytes, but never both of a row that has only two: its neighbour's row would start 32 bytes further on, and each load
-# of a warp would use half of every sector it touches. At 16 columns that took 1.3 times as long (outside of any record).
+# of a warp would use half of every [sector](../glossary.md#sector) it touches. At 16 columns that took 1.3 times as long (outside of any record).
 # **Prediction:** as Triton's one pass, and as its tiles for short rows; and no cliff before 65,536.
 
 # %% tags=["remove-input"]
@@ -434,6 +434,10 @@ show(
 # On long rows: sixteen blocks to a cluster, the copy engine again, less than 96 KiB of loads to a multiprocessor, and to
 # keep the exponentials in registers instead of computing them twice; those registers cost more blocks than they saved
 # instructions. Backward at 65536x4096: every hint to the caches, programs that stay, the copy engine.
+#
+# On rows of 8 to 256 columns: 256 and 512 threads to a CUDA block, two to seven hundredths slower than 128; the maximum over
+# all of a row's threads before the first exponential, no gain; and to keep the exponentials, for which these rows do leave
+# registers: three hundredths faster at 16 columns, one at 32, nothing from 64 on. Not enough for a second kernel.
 
 # %% [markdown]
 # ## What remains of the gain in the model
