@@ -176,6 +176,21 @@ def test_layouts(implementation, dtype, seed):
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.float32, HALF[-1]], ids=str)
+def test_gradients_whose_rows_lie_apart(implementation, dtype, seed):
+    """As torch.cat hands them back; by an odd number of elements too."""
+    operator = registry.operator(implementation.operator)
+    for shape in [(3, 16), (3, 129), (3, 1024)] if is_row_wise(operator) else operator.trial_shapes[:3]:
+        tensors, grads = inputs(implementation, shape, dtype, seed)
+        for more in (0, 1):
+            apart = [
+                torch.cat([grad, grad, grad[..., :more]], -1)[..., : grad.shape[-1]] if grad.dim() else grad
+                for grad in grads
+            ]
+            check_error(implementation, tensors, apart)
+
+
+@every
 def test_empty(implementation):
     operator = registry.operator(implementation.operator)
     on_rows = [(0, 8), (3, 0), (0, 0), (2, 0, 8)]
