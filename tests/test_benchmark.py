@@ -341,7 +341,6 @@ def test_a_broken_gpu_ends_the_run(fake_backend):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_real_run_times_everything_that_can_run():
     entries = [{"shape": [64, 4096], "dtype": "float16", "directions": list(config.DIRECTIONS)}]
     raw = CONFIG | {
@@ -363,7 +362,6 @@ def test_a_real_run_times_everything_that_can_run():
 
 @pytest.mark.gpu
 @pytest.mark.alone
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_cache_is_cold_and_the_launch_hidden():
     x = torch.zeros(1 << 20, device="cuda")  # 4 MB, which every L2 holds
     y = torch.empty_like(x)
@@ -375,7 +373,6 @@ def test_on_a_gpu_the_cache_is_cold_and_the_launch_hidden():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_capture_that_fails_leaves_the_stream_as_it_was():
     x, here = torch.zeros(1, device="cuda"), torch.cuda.current_stream()
     failed = timing.graph_times({"waits for the GPU": (lambda: x.item(), 1)})["waits for the GPU"]

@@ -28,8 +28,6 @@ from lab.ops.operator import Cost
 from lab.profiling.roofline import Roofline
 
 ROOT = Path(__file__).parents[1]
-NO_GPU = not torch.cuda.is_available()
-needs_gpu = pytest.mark.skipif(NO_GPU, reason="this machine has no GPU")
 CHAPTERS = sorted({name.partition(".")[0] for name in exercises()})
 
 
@@ -124,7 +122,6 @@ def test_calculation_passes(name, solutions):
     assert report.status == PASSED and not report.unchecked, report
 
 
-@needs_gpu
 @pytest.mark.gpu
 @pytest.mark.alone
 @pytest.mark.parametrize("name", TRITON + CUDA)
@@ -144,7 +141,6 @@ def test_wrong_answer_is_caught_by_name(wrong, tmp_path):
     caught(wrong, tmp_path)
 
 
-@needs_gpu
 @pytest.mark.gpu
 @pytest.mark.alone
 @pytest.mark.parametrize("wrong", WRONG.CUDA_RUN, ids=identify)

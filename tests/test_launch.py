@@ -14,7 +14,6 @@ from lab.backends.dry_run import dry_run, launches_of
 from lab.backends.hardware import ARCHITECTURES, assume
 
 H100 = ARCHITECTURES["sm_90"]
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture
@@ -68,7 +67,6 @@ def test_a_noted_grid_is_of_the_gpu_that_is_assumed_now():
 
 
 @pytest.mark.gpu
-@on_a_gpu
 def test_widths_that_share_a_kernel_run_in_any_order():
     """On Hopper, the three are one kernel with rings of different size."""
     for columns in (4096, 3072, 2560, 4096):
@@ -79,7 +77,6 @@ def test_widths_that_share_a_kernel_run_in_any_order():
 
 
 @pytest.mark.gpu
-@on_a_gpu
 def test_a_new_thread_launches_what_was_compiled_in_another():
     x, found = torch.randn(64, 4096, device="cuda"), []
     function = lab.get_op("softmax", "cuda")

@@ -492,7 +492,6 @@ def test_latency_clears_first_and_waits_before_and_after(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("part", ["model", "block", *LAYERS])
 def test_a_real_run_times_eager_and_compiled(part, monkeypatch):
     monkeypatch.undo()  # Inductor itself
@@ -835,7 +834,6 @@ def test_a_peer_that_has_nothing_to_give(monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_real_run_times_training(monkeypatch, dtype):
     monkeypatch.undo()  # Inductor itself

@@ -130,7 +130,6 @@ def test_the_panel_drawn():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("shared", [0, 1000, 20000])
 @pytest.mark.parametrize("threads", [32, 96, 256, 1024])
 def test_the_driver_says_the_same(threads, shared):

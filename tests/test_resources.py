@@ -102,7 +102,6 @@ def test_the_interpreter_does_not_compile():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("op", [op for op in OPERATORS if registry.ladder(op, "triton")])
 def test_what_is_compiled_is_what_is_launched(op):
     """For the GPU that is here, the compiler is given what a launch gives it: the same specialization."""

@@ -569,6 +569,7 @@ def test_a_shipped_config_is_valid_and_its_model_small(path):
         ({"batch__sequences": 1.5}, r"^batch.sequences is 1.5; expected a whole number of at least 1"),
         ({"batch__accumulation": 3}, r"^batch.accumulation is 3; expected a divisor of batch.sequences, 4"),
         ({"optimizer__lr": 0}, r"^optimizer.lr is 0; expected a number above 0"),
+        ({"optimizer__lr": 10**400}, r"^optimizer.lr is 10+; expected a number above 0"),
         ({"optimizer__lr": math.nan}, r"^optimizer.lr is nan; expected a number above 0"),
         ({"optimizer__min_lr": 0.02}, r"^optimizer.min_lr is 0.02; expected a number from 0 to optimizer.lr, 0.01"),
         ({"optimizer__warmup": 12}, r"^optimizer.warmup is 12; expected fewer than steps, 12"),

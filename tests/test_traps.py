@@ -226,7 +226,6 @@ def test_a_trap_needs_a_gpu(monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.alone
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", [name for name in traps.TRAPS if name not in ("zeros", "drift")])
 def test_on_a_gpu_the_wrong_way_is_wrong(name):
     """In the direction that is said. (The other two need a GPU of one's own.)"""

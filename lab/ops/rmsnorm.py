@@ -14,14 +14,12 @@ any stride between rows; weight, dw: (columns,); rstd is r: (rows,), float32, or
     backward(dy, x, weight, rstd, eps) -> (dx, dw)
 """
 
-import sys
-
 import torch
 from torch import Tensor
 
 from lab.backends.registry import get_op
 from lab.backends.rows import accumulation_dtype
-from lab.ops.operator import Cost, Operator, require_floating, rows_of, seeded
+from lab.ops.operator import Cost, Operator, is_finite, require_floating, rows_of, seeded
 
 
 def rmsnorm(x: Tensor, weight: Tensor, eps: float = 1e-6, *, backend: str | None = None) -> Tensor:
@@ -47,7 +45,7 @@ def check_norm(op: str, x: Tensor, weight: Tensor, eps: float) -> None:
         )
     if isinstance(eps, bool) or not isinstance(eps, (int, float)):
         raise TypeError(f"{op}: eps is a {type(eps).__name__}; expected a float")
-    if not 0 <= eps <= sys.float_info.max:  # an int may be finite and yet no float
+    if not is_finite(eps) or eps < 0:
         raise ValueError(f"{op}: eps is {eps}; expected a finite number of at least 0")
 
 
