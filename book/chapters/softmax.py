@@ -235,10 +235,11 @@ show(cuda_code(SOURCE, "template <typename A> struct Normalizer", "// Over LANES
 
 # %% [markdown]
 # **one_pass** keeps the row in registers. `LANES` threads share a row: one thread for eight columns, a warp for a
-# thousand, a whole block for more; a block of 1024 threads holds 65,536 columns of 16 bits. A thread takes two vectors of
-# 16 bytes, but never both of a row that has only two: its neighbour's row would start 32 bytes further on, and each load
-# of a warp would use half of every [sector](../glossary.md#sector) it touches. At 16 columns that took 1.3 times as long (outside of any record).
-# **Prediction:** as Triton's one pass, and as its tiles for short rows; and no cliff before 65,536.
+# thousand, a whole block for more; a block of 1024 threads holds 65,536 columns of 16 bits. Of a short row a thread takes
+# two vectors of 16 bytes, but not both of a row that has no more: its neighbour's row would begin 32 bytes further on, and
+# each load of a warp would use half of every [sector](../glossary.md#sector) it touches. At 16 columns that took 1.3 times
+# as long (outside of any record). **Prediction:** as Triton's one pass, and as its tiles for short rows; and no cliff
+# before 65,536.
 
 # %% tags=["remove-input"]
 show(cuda_code(SOURCE, "template <typename T, int VEC, int THREADS, int LANES, int HELD, int CLUSTER, bool FAST>", "template <typename T, int VEC, int THREADS, int LANES, int HELD, int CLUSTER>"))
