@@ -342,6 +342,24 @@ def test_two_reports_of_one_function_are_equal(tmp_path):
 
 
 @pytest.mark.cpu
+def test_what_an_answer_draws_is_the_same_at_each_check_and_leaves_the_callers_numbers_alone(seed):
+    drawn = []
+
+    def answer(loss, weights, index, step):
+        drawn.append(torch.rand(()).item())
+        return 0.0
+
+    torch.manual_seed(seed)
+    expected = torch.rand(2)
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(2):
+        assert check("training.slope", answer).status == FAILED
+        found.append(torch.rand(()))
+    assert torch.equal(torch.stack(found), expected)
+    assert len(drawn) > 2 and len(set(drawn)) == 1
+
+
 def test_unknown_exercise_is_named():
     with pytest.raises(ValueError, match=r"unknown exercise 'rmsnorm\.sideways'; expected one of .*rmsnorm\.forward"):
         check("rmsnorm.sideways", print)
