@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
+
+from lab.ops.operator import is_finite
 
 T = TypeVar("T")
 
@@ -83,13 +84,7 @@ def seed(value: object, where: str) -> int:
 
 def number(value: object, where: str, allowed: Callable[[float], bool], expected: str) -> float:
     """A finite number that is allowed; `expected` says which are."""
-    valid = (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and abs(value) <= sys.float_info.max  # an int may be finite and yet no float
-        and allowed(value)
-    )
-    require(valid, where, value, expected)
+    require(is_finite(value) and allowed(value), where, value, expected)
     assert isinstance(value, (int, float))
     return float(value)
 

@@ -470,6 +470,7 @@ def test_a_record_survives_json(record, tmp_path):
         (lambda raw: raw["rows"][0]["timing"].update(p80_us=1.0), "p20 <= median <= p80"),
         (lambda raw: raw["rows"][0].update(floor_us=1e9), "no time below the physical floor, 9e\\+08 us"),
         (lambda raw: raw["ceilings"].update(copy_gbps=float("nan")), "a finite number"),
+        (lambda raw: raw["ceilings"].update(copy_gbps=10**400), "a finite number"),
         (lambda raw: raw["ceilings"].update(copy_gbps=True), "a number"),
     ],
 )

@@ -478,6 +478,7 @@ def test_the_distribution_that_is_drawn_from(sampling, expected, seed):
     [
         (lambda: iter((Sampling(-1),)), "temperature is -1; expected a number of at least 0"),
         (lambda: iter((Sampling(math.nan),)), "temperature is nan"),
+        (lambda: iter((Sampling(10**400),)), "temperature is 10+; expected a number of at least 0"),
         (lambda: iter((Sampling(1, top_k=0),)), "top_k is 0; expected at least 1"),
         (lambda: iter((Sampling(top_k=3),)), "temperature is 0, which draws nothing; expected one above 0 with top_k"),
         (lambda: iter((Sampling(1, top_p=0),)), "top_p is 0; expected a number above 0, up to 1"),

@@ -19,6 +19,7 @@ from lab.benchmark.models import LEVELS, PHASES, ModelRow, ModelWorkload
 from lab.benchmark.timing import FLOOR_TOLERANCE, Timing
 from lab.benchmark.traps import Trap
 from lab.files import write_text
+from lab.ops.operator import is_finite
 
 SCHEMA = 4
 SHOWN = ("NVIDIA H100 80GB HBM3", "NVIDIA H200")  # whose records the book shows: the first of them that has one
@@ -287,7 +288,7 @@ def decoded(kind: typing.Any, value: typing.Any, where: str) -> typing.Any:
         return {key: decoded(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if kind is float:
         _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, value, "a number")
-        _require(math.isfinite(value), where, value, "a finite number")
+        _require(is_finite(value), where, value, "a finite number")
         return float(value)
     _require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, value, kind.__name__)
     return value

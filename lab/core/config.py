@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from lab.ops.operator import is_finite
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _require_size(name: str, value: object) -> None:
 
 
 def _require_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+    if not is_finite(value) or value <= 0:
         raise ValueError(f"{name} is {value!r}; expected a number above 0")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from lab.core.cache import KVCache
 from lab.core.config import ModelConfig
 from lab.core.model import LLM
+from lab.ops.operator import is_finite
 from lab.ops.softmax import softmax
 
 
@@ -33,7 +33,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+        if not is_finite(self.temperature) or self.temperature < 0:
             raise ValueError(f"temperature is {self.temperature}; expected a number of at least 0")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}; expected at least 1")

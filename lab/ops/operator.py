@@ -7,6 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -184,7 +185,7 @@ def require_floating(op: str, **tensors: Tensor) -> None:
             raise ValueError(f"{op}: {name} is on {tensor.device}; expected {first_name}'s device {first.device}")
 
 
-def is_finite(value: object) -> bool:
+def is_finite(value: object) -> TypeGuard[float]:
     """Whether it is a number, no bool, that is finite as a float: an int may be too large for one."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
