@@ -60,8 +60,7 @@ def training(model, ids):
 
 
 @pytest.fixture
-def ids(seed):
-    torch.manual_seed(seed)
+def ids():
     return torch.randint(TINY.vocab_size, (2, 9)).to(DEVICE)
 
 

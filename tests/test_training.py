@@ -103,7 +103,9 @@ def test_learning_rate(warmup, step, expected):
 
 @pytest.mark.parametrize("dtype, reached", [("float32", 0.02), ("bfloat16", 0.05)])
 def test_one_batch_can_be_learnt_by_heart(dtype, reached, seed):
-    learner, batch = trainer(seed, dtype=dtype, optimizer__weight_decay=0.0), windows(seed)
+    # No byte twice: of two windows that begin alike nobody can tell how either goes on, and rotary attention takes a
+    # first byte and its repetition for one.
+    learner, batch = trainer(seed, dtype=dtype, optimizer__weight_decay=0.0), torch.randperm(256)[:68].view(4, 17)
     first = learner.step(batch, 0.003)[0]
     assert first == pytest.approx(math.log(256), abs=0.3)
     for _ in range(150):
