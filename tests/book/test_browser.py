@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote
@@ -21,7 +22,7 @@ from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[2]
-WIDTHS = {"desktop": 1280, "phone": 390}
+WIDTHS = {"wide": 1680, "desktop": 1280, "phone": 390}
 HEIGHT = 800
 CHAPTER = "book/notebooks/rmsnorm.html"
 FLAGS = ["--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -273,6 +274,14 @@ def focus(visit: Visit) -> list[str]:
     return [*found, f"not in the article yet: {now['what']}"]
 
 
+def cut(visit: Visit) -> list[str]:
+    """Kernels, and whatever else a cell prints, of which one has to scroll sideways to see the end."""
+    return visit.page.eval_on_selector_all(
+        "article .cell_output pre",
+        "all => all.filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.innerText.slice(0, 80))",
+    )
+
+
 def first_screen(visit: Visit) -> list[str]:
     """What of the landing page one has to scroll for: its title, the ladder, what one can do afterwards, and where to
     start with a GPU and without."""
@@ -316,7 +325,7 @@ def wrong(visit: Visit) -> list[str]:
 # The book -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("visit", [(w, s) for w in WIDTHS for s in ("light", "dark")], indirect=True, ids="-".join)
+@pytest.mark.parametrize("visit", list(product(("desktop", "phone"), ("light", "dark"))), indirect=True, ids="-".join)
 def test_every_page(visit, html):
     names = sorted(path.relative_to(html).as_posix() for path in html.rglob("*.html") if "<article" in path.read_text())
     assert CHAPTER in names
@@ -324,6 +333,15 @@ def test_every_page(visit, html):
     for name in names:
         visit.open(name)
         found += [f"{name}: {fault}" for fault in wrong(visit)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("visit", [("wide", "light")], indirect=True)
+def test_a_wide_window_shows_kernels_from_end_to_end(visit):
+    found = []
+    for chapter in CHAPTERS:
+        visit.open(f"book/notebooks/{chapter}.html")
+        found += [f"{chapter}: {kernel}" for kernel in cut(visit)]
     assert not found, "\n".join(found)
 
 
@@ -390,6 +408,7 @@ FAULTS = [
     (colab, "<script>document.querySelectorAll('[href*=colab]').forEach(e => e.remove())</script>", "no Colab button"),
     (links, "<a href='planted.html'>x</a>", "book/notebooks/planted.html"),
     (links, "<a href='#planted'>x</a>", "rmsnorm.html#planted"),
+    (cut, f"<div class=cell_output><pre style='overflow: auto'>def planted({'x' * 300})</pre></div>", "def planted("),
     (focus, "<style>* { outline: none !important; box-shadow: none !important }</style>", "no visible focus"),
     (focus, "<script>document.querySelector('article').inert = true</script>", "not in the article yet"),
 ]  # fmt: skip
