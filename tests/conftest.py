@@ -3,7 +3,7 @@
     CUDA_VISIBLE_DEVICES= python -m pytest     the CPU suite
     python -m pytest                           the GPU suite, on a machine with a GPU
 
-Every session draws the same random data: whether a commit passes is no matter of luck. LAB_TEST_SEED=N draws other.
+Every session draws the same random data, so that no commit passes or fails by luck; LAB_TEST_SEED=N draws other data.
 """
 
 import fcntl

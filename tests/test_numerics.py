@@ -346,6 +346,10 @@ def test_sanitize():
 # The checks themselves: each must catch what it is there for ----------------------------------------------------------
 
 
+def test_what_is_drawn_without_a_seed_is_the_tests_own(seed):
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(seed)))
+
+
 def wrong(change_forward=None, change_backward=None):
     """torch's rmsnorm with its results changed, registered as the backend `wrong`."""
     torchs = registry.ladder("rmsnorm", "torch")[-1]

@@ -101,8 +101,8 @@ def test_learning_rate(warmup, step, expected):
     assert learning_rate(step, 20, config(steps=20, optimizer__warmup=warmup).optimizer) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("dtype, reached", [("float32", 0.02), ("bfloat16", 0.05)])
-def test_one_batch_can_be_learnt_by_heart(dtype, reached, seed):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_one_batch_can_be_learnt_by_heart(dtype, seed):
     # No byte twice: of two windows that begin alike nobody can tell how either goes on, and rotary attention takes a
     # first byte and its repetition for one.
     learner, batch = trainer(seed, dtype=dtype, optimizer__weight_decay=0.0), torch.randperm(256)[:68].view(4, 17)
@@ -110,7 +110,7 @@ def test_one_batch_can_be_learnt_by_heart(dtype, reached, seed):
     assert first == pytest.approx(math.log(256), abs=0.3)
     for _ in range(150):
         last = learner.step(batch, 0.003)[0]
-    assert last < reached and learner.evaluate(batch) < reached
+    assert last < 0.02 and learner.evaluate(batch) < 0.02
 
 
 def test_accumulation_is_a_bigger_batch(seed):
