@@ -23,6 +23,9 @@ LADDERS = {backend: registry.ladder("linear", backend) for backend in ("triton",
 MANY_TILES = (1153, 600, 1000) if ON_GPU else (1060, 70, 5)
 SPLIT = (16, 24, 3000) if ON_GPU else (16, 24, 300)
 every = pytest.mark.parametrize("implementation", [rung for rung in HERE if rung.operator == "linear"], ids=str)
+ours = pytest.mark.parametrize(
+    "implementation", [rung for rung in HERE if rung.operator == "linear" and rung.backend in LADDERS], ids=str
+)
 bests = pytest.mark.parametrize("best", [best for (op, _), best in BEST.items() if op == "linear"], ids=str)
 
 
@@ -80,6 +83,17 @@ def test_long_sums_of_positive_numbers(best, seed):
     x, weight, bias = LINEAR.make_inputs((3, 5, 5000), HALF[0], DEVICE, seed)
     x, weight = torch.full_like(x, 0.99), torch.ones_like(weight)
     check_error(best, (x, weight, bias), random_grads(LINEAR, (x, weight, bias), seed))
+
+
+@ours
+def test_a_sum_may_be_larger_than_float16_on_its_way(implementation):
+    """float32 has each of these sums exactly; float16 has infinity from 16 terms of one sign on. (PyTorch may add up in
+    float16 what its splits have summed.)"""
+    x = torch.full((3, 1024), 64.0, dtype=torch.float16, device=DEVICE)
+    weight = torch.cat([x[:, :512], -x[:, :512]], dim=1)
+    weight[:, -1] = -63
+    y = lab.get_op("linear", str(implementation))(x, weight)
+    assert torch.equal(y, torch.full_like(y, 64))
 
 
 @every
@@ -331,6 +345,10 @@ MISTAKES = {  # the rung that has it, the text, what is there instead, and the c
     "sums in half precision": (
         "pipelined", 'acc = tl.dot(left, right, acc, input_precision="ieee", out_dtype=ACC)',
         "acc = tl.dot(left, right, acc, out_dtype=ACC).to(left.dtype).to(ACC)", test_long_sums_of_positive_numbers),
+    "the sums of splits in half precision": (
+        "split_k", "partial = a.new_empty(splits, m, n, dtype=accumulation_dtype(a.dtype))",
+        "partial = a.new_empty(splits, m, n)",
+        lambda rung, seed: test_a_sum_may_be_larger_than_float16_on_its_way(rung)),
     "the last split left out": (
         "split_k", "for split in range(splits)", "for split in range(splits - 1)", check(SPLIT)),
     "a split too deep": (
