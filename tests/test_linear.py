@@ -96,6 +96,17 @@ def test_a_sum_may_be_larger_than_float16_on_its_way(implementation):
     assert torch.equal(y, torch.full_like(y, 64))
 
 
+@ours
+def test_a_bias_gradient_may_be_larger_than_float16_on_its_way(implementation):
+    """Here two terms of one sign are enough."""
+    x, weight, bias = (torch.zeros(*shape, dtype=torch.float16, device=DEVICE) for shape in ((1024, 8), (5, 8), (5,)))
+    dy = torch.full((1024, 5), 40000.0, dtype=torch.float16, device=DEVICE)
+    dy[512:] *= -1
+    dy[-1] = -39968
+    lab.get_op("linear", str(implementation))(x, weight, bias.requires_grad_()).backward(dy)
+    assert torch.equal(bias.grad, torch.full_like(bias, 32))
+
+
 @every
 @pytest.mark.parametrize("shape", [(3, 0, 7), (3, 5, 0), (0, 5, 7), (0, 0, 0), (2, 0, 0)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
@@ -349,6 +360,10 @@ MISTAKES = {  # the rung that has it, the text, what is there instead, and the c
         "split_k", "partial = a.new_empty(splits, m, n, dtype=accumulation_dtype(a.dtype))",
         "partial = a.new_empty(splits, m, n)",
         lambda rung, seed: test_a_sum_may_be_larger_than_float16_on_its_way(rung)),
+    "the sums of slabs in half precision": (
+        "tiled", "partial = x.new_empty(triton.cdiv(rows, slab), columns, dtype=accumulation_dtype(x.dtype))",
+        "partial = x.new_empty(triton.cdiv(rows, slab), columns)",
+        lambda rung, seed: test_a_bias_gradient_may_be_larger_than_float16_on_its_way(rung)),
     "the last split left out": (
         "split_k", "for split in range(splits)", "for split in range(splits - 1)", check(SPLIT)),
     "a split too deep": (
