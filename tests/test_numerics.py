@@ -14,6 +14,7 @@ from rules import (
     check_non_finite,
     expected_calls,
     is_row_wise,
+    on_meta,
     outputs_of,
     passes,
     random_grads,
@@ -57,6 +58,8 @@ HERE = [rung for rung in EVERYTHING if runs_here(rung)]
 BEST = {(op, backend): ladder[-1] for op in registry.operators() for backend in registry.backends()
         if (ladder := [rung for rung in registry.ladder(op, backend) if rung in HERE])}  # fmt: skip
 BEST_ON_ROWS = [rung for rung in BEST.values() if row_wise(rung) and rung.has_passes]
+OURS_WITH_VECTORS = [rung for rung in HERE if rung.backend != "torch" and row_wise(rung)
+                     and "weight" in registry.operator(rung.operator).tensors]  # fmt: skip
 every = pytest.mark.parametrize("implementation", HERE, ids=named)
 
 
@@ -188,6 +191,42 @@ def test_gradients_whose_rows_lie_apart(implementation, dtype, seed):
                 for grad in grads
             ]
             check_error(implementation, tensors, apart)
+
+
+@pytest.mark.parametrize("implementation", [rung for rung in HERE if rung.has_passes], ids=named)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF[-1]], ids=str)
+def test_passes_return_what_the_operator_declares(implementation, dtype, seed):
+    """Shapes and dtypes, of what the backward pass is left by the forward pass too: torch.compile goes by them."""
+    operator = registry.operator(implementation.operator)
+    shape = (3, 129) if is_row_wise(operator) else operator.trial_shapes[0]
+    tensors, grads = inputs(implementation, shape, dtype, seed)
+    tensors, grads = operator.canonical(*tensors), operator.canonical_grads(*grads)
+    parameters = operator.complete(*tensors)[len(tensors) :]
+    results = implementation.forward(*tensors, *parameters)
+    saved = operator.saved(tensors, results)
+    gradients = implementation.backward(*grads, *saved, *parameters)
+    declared = operator.like_forward(*map(on_meta, tensors), *parameters)
+    declared += operator.like_backward(*map(on_meta, grads), *map(on_meta, saved), *parameters)
+    for found, expected in zip((*results, *gradients), declared, strict=True):
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.parametrize("implementation", OURS_WITH_VECTORS, ids=named)
+def test_a_vectors_gradient_may_be_larger_than_float16_on_its_way(implementation, seed):
+    """It is 0, the sum over rows of as many +40,000 as -40,000. Two of one sign are infinite in float16."""
+    operator = registry.operator(implementation.operator)
+    tensors, grads = inputs(implementation, (1024, 8), torch.float16, seed)
+    x, *others = tensors
+    x[:, ::2], x[:, 1::2] = 1, -1
+    for other in others:
+        other.fill_(other.dim() == 1)
+    dy, *other_grads = grads
+    dy.copy_(40000 * (2 * (torch.randperm(1024) % 2) - 1)[:, None])
+    for other in other_grads:
+        other.zero_()
+    found = run(bound_to(implementation), tensors, grads)
+    for name in (f"d{name}" for name, tensor in zip(operator.tensors, tensors) if tensor.dim() == 1):
+        assert (found[name].abs() <= 4 * torch.finfo(torch.float32).eps * 1024 * 40000).all(), name
 
 
 @every
