@@ -242,6 +242,14 @@ def test_the_best_rung_chooses_by_shape_and_gpu(backend, shape, arch, direction,
     assert launched(backend, shape, arch, direction) == kernels
 
 
+@pytest.mark.parametrize("k", [64, 300, 1000, 4096, 14336])
+def test_a_split_takes_four_steps_at_least(k):
+    """Fewer are not worth the partial sums that they leave."""
+    gpu = ARCHITECTURES["sm_90"]
+    tile = kernels.plan(16, 24, k, torch.bfloat16, gpu, True)
+    assert kernels._split(tile, 16, 24, k, gpu) >= min(k, 4 * tile.BLOCK_K)
+
+
 @pytest.mark.parametrize("name", ["mma", "wgmma"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_tensor_cores_have_no_products_of_float32_and_float64(name, dtype):
